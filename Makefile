@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BUDGET ?= 20cpu-minutes
+RUN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: search test lint slow bench install clean
+
+search: install
+	$(RUN)/srlnas search --space edge --budget $(BUDGET)
+
+test: lint
+	$(RUN)/python -m pytest -q -m "not slow and not gpu"
+
+slow: install
+	$(RUN)/python -m pytest -q -m slow
+
+lint: install
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "srlnas needs Python 3.11 or newer, this is " + sys.version.split()[0]'
+	$(PYTHON) -m venv .venv
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""How a student leaves: ONNX export, latency measurement, bundles for a device."""

@@ -1,0 +1,180 @@
+"""A bundle: the folder in which a student leaves. Everything in it is hashed, and it runs with numpy and onnxruntime alone.
+
+model.onnx, labels.json, parity.json (file against student), classify.py, README.md, and manifest.json, which describes them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deploy.export import INPUT, OPSET, OUTPUTS, PARITY_LIMIT, Parity, Windows, export_onnx, parity
+from deploy.target import Target
+from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
+from trainers.student import Student, load_student
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+CLASSIFY = Path(__file__).parent / "runtime" / "classify.py"
+PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
+
+README = """# {name}
+
+{note}Finds which of {count} keywords is in a recording of one second, and whose voice it is: {labels}.
+
+    pip install numpy onnxruntime
+    python classify.py clip.wav               # the keyword and its probability
+    python classify.py clip.wav --json        # every keyword
+    python classify.py clip.wav --embedding   # and the speaker embedding, {embedding} numbers of unit length
+
+`model.onnx` hears `{input}`: (1, {window}) float32 samples at {rate} Hz, full scale 1. `manifest.json` has its scores, its latency,
+where it comes from and the hashes of all files; `parity.json` how far it is from the student it was exported from.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A complete bundle on disk. `manifest` is manifest.json as read."""
+
+    folder: Path
+    labels: tuple[str, ...]
+    window: int
+    manifest: Mapping[str, Any]
+
+
+def write_bundle(
+    student_folder: Path,
+    out: Path,
+    *,
+    target: Target,
+    clips: Windows,
+    synthetic: bool,
+    scores: Mapping[str, Any] | None = None,
+    latency: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Exports a student's folder to the new folder `out`, which appears only when it is complete.
+
+    clips: (clips, target.window) samples, best real ones, on which file and student are compared.
+    scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
+    name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. All three as JSON values.
+    synthetic: the scores were taken on synthetic speech.
+    Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
+    """
+    _check_name(out)
+    if clips.ndim != 2 or not len(clips) or clips.shape[1] != target.window:
+        raise ValueError(f"clips are {clips.shape}; wanted are (clips, {target.window}), at least one")
+    student = load_student(student_folder)
+    manifest = {
+        **_description(student, target, synthetic),
+        "name": out.name,
+        "scores": dict(scores or {}),
+        "latency": latency and {**latency, **_conditions(target)},
+        "provenance": dict(provenance or {}),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.parent / f".{out.name}.{os.getpid()}"
+    try:
+        unfinished.mkdir()
+        _fill(unfinished, student, target.window, clips, manifest)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return verify_bundle(out)
+
+
+def verify_bundle(folder: Path) -> Bundle:
+    """The bundle, once every file has the hash that its manifest names. Raises ValueError naming what is missing or changed."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        labels, window = tuple(manifest["labels"]), int(manifest["window"])
+    except OSError:
+        raise ValueError(f"{folder} is not a bundle: {MANIFEST_FILE} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{folder / MANIFEST_FILE} is damaged: export the student again") from None
+    for name, digest in hashes.items():
+        path = folder / name
+        if path.parent != folder or not path.is_file():
+            raise ValueError(f"{folder} is damaged: {name} is missing; export the student again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{folder} is damaged: {name} is not the file that was exported; export the student again")
+    return Bundle(folder=folder, labels=labels, window=window, manifest=manifest)
+
+
+def _check_name(out: Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.name):
+        raise ValueError(f"the name {out.name!r} is not allowed: letters, digits, '.', '_' and '-', a letter or digit first")
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out} exists: choose another --name, or delete it")
+
+
+def _description(student: Student, target: Target, synthetic: bool) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "synthetic": synthetic,
+        "labels": list(student.keywords),
+        "sample_rate": SAMPLE_RATE,
+        "window": target.window,
+        "input": {"name": INPUT, "shape": [1, target.window], "type": "float32"},
+        "outputs": {name: [1, size] for name, size in zip(OUTPUTS, (len(student.keywords), EMBEDDING_DIM), strict=True)},
+        "opset": OPSET,
+        "params": sum(weight.numel() for weight in student.parameters()),
+        "architecture": json.loads(student.architecture.to_json()),
+        "geometry": json.loads(student.encoder.geometry.to_json()),
+        "target": dataclasses.asdict(target),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+    }
+
+
+def _conditions(target: Target) -> dict[str, Any]:
+    return {"target": target.name, "threads": target.threads, "precision": target.precision, "window": target.window}
+
+
+def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest: dict[str, Any]) -> None:
+    export_onnx(student, folder / "model.onnx", window)
+    result = parity(student, folder / "model.onnx", clips)
+    if not result.ok:
+        raise ValueError(_refusal(result))
+    _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": PARITY_LIMIT})
+    _write_json(folder / "labels.json", list(student.keywords))
+    shutil.copyfile(CLASSIFY, folder / CLASSIFY.name)
+    (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    _write_json(folder / MANIFEST_FILE, {**manifest, "parity": dataclasses.asdict(result), "files": files})
+
+
+def _refusal(result: Parity) -> str:
+    return (
+        f"the exported model differs from the student by {result.max_abs_logits:.2g} in the logits and "
+        f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed is {PARITY_LIMIT:g}: "
+        "check that the student's weights are finite"
+    )
+
+
+def _readme(manifest: Mapping[str, Any]) -> str:
+    return README.format(
+        name=manifest["name"],
+        note="Its scores were taken on synthetic speech.\n\n" if manifest["synthetic"] else "",
+        count=len(manifest["labels"]),
+        labels=", ".join(manifest["labels"]),
+        embedding=EMBEDDING_DIM,
+        input=INPUT,
+        window=manifest["window"],
+        rate=manifest["sample_rate"],
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Edge targets: what a student is measured on and has to fit into. One TOML file each, in deploy/targets/ or the user's own."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD
+
+TARGETS_FOLDER = Path(__file__).parent / "targets"
+RUNTIMES = ("onnxruntime",)
+PRECISIONS = ("fp32",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a student runs. Limits that are None do not bind.
+
+    threads: of the runtime. window: samples at 16 kHz that the student hears at once.
+    max_latency_ms: of one window. max_params: weights in the exported graph. max_memory_bytes: weights and peak activations.
+    Raises ValueError when a field is of the wrong kind or out of range.
+    """
+
+    name: str
+    description: str
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    threads: int = 1
+    window: int = 16_080
+    max_latency_ms: float | None = None
+    max_params: int | None = None
+    max_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"target {self.name!r}: {field} is {getattr(self, field)!r}; allowed: {', '.join(allowed)}")
+        if not isinstance(self.description, str):
+            raise ValueError(f"target {self.name!r}: description is {self.description!r}; it is a text")
+        self._check_number("threads", smallest=1)
+        self._check_number("window", smallest=RECEPTIVE_FIELD + FRAME_SAMPLES)
+        for field in ("max_latency_ms", "max_params", "max_memory_bytes"):
+            if getattr(self, field) is not None:
+                self._check_number(field, smallest=1, whole=field != "max_latency_ms")
+
+    def _check_number(self, field: str, *, smallest: int, whole: bool = True) -> None:
+        value: object = getattr(self, field)
+        kind = "a whole number" if whole else "a number"
+        right = isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or not whole)
+        positive = right and (value >= smallest if whole else 0 < value < float("inf"))  # type: ignore[operator]
+        if not positive:
+            bound = f"of at least {smallest}" if whole else "above 0"
+            raise ValueError(f"target {self.name!r}: {field} is {value!r}; it is {kind} {bound}")
+
+
+def known_targets() -> list[str]:
+    """Names that come with the package, sorted."""
+    return sorted(path.stem for path in TARGETS_FOLDER.glob("*.toml"))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """A target of deploy/targets/ by name, or the user's own by the path of a `.toml` file, whose stem is its name.
+
+    Raises ValueError when there is none of that name, the file cannot be read, or a field is unknown, missing or not allowed.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in known_targets():
+            names = ", ".join(known_targets())
+            raise ValueError(f"no target {str(name_or_path)!r}; known: {names}; or give the path of a .toml file of your own")
+        path = TARGETS_FOLDER / f"{name_or_path}.toml"
+    return _from_fields(path, _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the target {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+def _from_fields(path: Path, fields: dict[str, Any]) -> Target:
+    allowed = [field.name for field in dataclasses.fields(Target) if field.name != "name"]
+    if unknown := sorted(set(fields) - set(allowed)):
+        raise ValueError(f"{path} has the unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    if "description" not in fields:
+        raise ValueError(f'{path} has no description: add a line like description = "my board, 4 cores"')
+    return Target(name=path.stem, **fields)

@@ -1,0 +1,1 @@
+"""The search: study, budget, Ray Tune, Optuna, MLflow and the command line."""

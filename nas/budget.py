@@ -1,0 +1,97 @@
+"""What a search may spend and what it has spent, in resource-seconds: one GPU, or one CPU core, for one second."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Resource = Literal["cpu", "gpu"]
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """resource: whose seconds are counted."""
+
+    resource: Resource
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{in_words(self.seconds)} of {self.resource.upper()} time"
+
+
+def parse_budget(text: str) -> Budget:
+    """`8gpu-days`, `4gpu-hours`, `30cpu-minutes`, `90 cpu-seconds`. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpu|gpu)-(second|minute|hour|day)s?\s*", text)
+    if not match or float(match[1]) == 0:
+        raise ValueError(
+            f"budget {text!r} does not parse; write an amount above zero, a resource and a unit: 8gpu-days, 4gpu-hours, 30cpu-minutes"
+        )
+    return Budget(resource="gpu" if match[2] == "gpu" else "cpu", seconds=float(match[1]) * UNITS[match[3]])
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: `42 s`, `12.5 min`, `3.2 h`, `8 d`."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{seconds:.0f} s"
+
+
+class Ledger:
+    """What was spent and on what: a file of JSON lines, appended and synced, that survives an interruption."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def charge(self, what: str, resource_seconds: float) -> None:
+        append_line(self.path, {"what": what, "seconds": round(resource_seconds, 3)})
+
+    @contextmanager
+    def timing(self, what: str, resources: float) -> Iterator[None]:
+        """Charges the time inside the block, an interrupted one too, times the resources that it held."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.charge(what, (time.monotonic() - started) * resources)
+
+    def by_purpose(self) -> dict[str, float]:
+        """Resource-seconds by purpose, in order of first charge."""
+        totals: dict[str, float] = {}
+        for line in read_lines(self.path):
+            totals[str(line["what"])] = totals.get(str(line["what"]), 0.0) + float(line["seconds"])
+        return totals
+
+    @property
+    def spent(self) -> float:
+        return sum(self.by_purpose().values())
+
+
+def append_line(path: Path, fields: dict[str, Any] | str) -> None:
+    """One line of JSON, on disk before the call returns."""
+    text = fields if isinstance(fields, str) else json.dumps(fields)
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):  # a torn last line is ended, so that it spoils itself alone
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(text.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines written whole; a torn one is passed over."""
+    if not path.is_file():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

@@ -1,0 +1,56 @@
+"""What a search speaks of: objectives, and candidates with their state, scores and cost."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from search_spaces.architecture import Architecture
+
+State = Literal["running", "complete", "stopped", "refused", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A score that the search minimises. `limit` (in `unit`) refuses a candidate before training where a cheap score exceeds it."""
+
+    name: str
+    unit: str
+    limit: float | None = None
+
+
+KEYWORD_ERROR = Objective(name="keyword_error", unit="%")
+EER = Objective(name="eer", unit="%")
+LATENCY = Objective(name="latency_ms", unit="ms")
+OBJECTIVES = (KEYWORD_ERROR, EER, LATENCY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One student of a study. Changed by `dataclasses.replace` alone.
+
+    scores: by name; quality in percent on the validation split, costs (params, macs, weight_bytes, peak_activation_bytes),
+    latency_ms with latency_low and latency_high.
+    seconds: resource-seconds used. weights: folder of the trained student, relative to the study.
+    error: why it was refused or failed. run_id: its MLflow run.
+    """
+
+    number: int
+    architecture: Architecture
+    state: State
+    scores: Mapping[str, float] = field(default_factory=dict)
+    rung: int = 0
+    seconds: float = 0.0
+    weights: str | None = None
+    error: str | None = None
+    run_id: str | None = None
+
+    def to_json(self) -> str:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["architecture"] = json.loads(self.architecture.to_json())
+        return json.dumps(fields, sort_keys=True, default=dict)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Candidate":
+        return cls(**{**fields, "architecture": Architecture.from_dict(fields["architecture"])})

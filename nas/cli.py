@@ -1,0 +1,272 @@
+"""The command line: thin commands that import late and hand over at once. A user's mistake is one line; --debug shows the traceback."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Finds small speech encoders for edge devices."
+)
+data_app = typer.Typer(no_args_is_help=True, help="Corpora: import, check.")
+app.add_typer(data_app, name="data")
+
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server or database; default: srlnas.db (sqlite) in the working folder.")
+]
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def search(
+    budget: Annotated[
+        str | None, typer.Option(help="Resource time: 8gpu-days, 4gpu-hours; default 30cpu-minutes. With --resume: the new total.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
+    ] = None,
+    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
+    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    space: Annotated[str, typer.Option(help="Search space; `srlnas spaces` lists them.")] = "default",
+    target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
+    name: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Refuse slower candidates: 12ms.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Refuse larger candidates: 2M, 300k.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Refuse candidates of more weights and activations: 4MB.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Train at most so many candidates.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
+    ] = None,
+    finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
+    batch: Annotated[int, typer.Option(help="Windows an update.")] = 32,
+    cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of one worker, fractions too; default: 0.5 with a GPU budget, else 0.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of proposals, weights and batches.")] = 0,
+    targets: Annotated[str, typer.Option(help="Teacher states: auto, cached, online.")] = "auto",
+    cache: Annotated[str, typer.Option(help="Folder for decoded audio, teacher states and references.")] = "studies/.cache",
+    resume: Annotated[str | None, typer.Option(help="Continue this study; other options are then its own.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Search for students within a budget and log the front to MLflow."""
+    from rich.console import Console
+
+    from nas.budget import parse_budget
+    from nas.config import StudyConfig
+    from nas.report import rich_table
+    from nas.search import check_config
+    from nas.search import search as run_search
+    from nas.study import create_study, open_study
+
+    console = Console()
+    if resume is not None:
+        study = open_study(resume)
+        if budget is not None:
+            study = study.with_budget(budget)
+    else:
+        budget = budget or "30cpu-minutes"
+        config = StudyConfig(
+            name=name or f"{space}-{time.strftime('%Y%m%d-%H%M%S')}",
+            space=space,
+            teacher=str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher,
+            data=tuple(str(Path(path).resolve()) for path in data or ()),
+            trials=str(Path(trials).resolve()) if trials else None,
+            noise=str(Path(noise).resolve()) if noise else None,
+            target=target,
+            budget=budget,
+            max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
+            max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),
+            max_memory=quantity(max_memory, {"kB": 1e3, "MB": 1e6, "GB": 1e9}, "--max-memory"),
+            candidates=candidates,
+            distill_steps=steps,
+            finetune_steps=steps,
+            finalists=finalists,
+            batch=batch,
+            targets=targets,  # type: ignore[arg-type]  # checked by the configuration
+            cpus=cpus,
+            gpus=gpus if gpus is not None else 0.5 if parse_budget(budget).resource == "gpu" else 0.0,
+            seed=seed,
+            tracking_uri=tracking_uri,
+            cache=str(Path(cache).resolve()),
+        )
+        check_config(config)
+        study = create_study(config)
+    try:
+        front = run_search(study, console, ray_address=ray_address)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ninterrupted; the front so far is in {study.folder}/front.json; continue with:\n  srlnas search --resume {study.config.name}"
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(rich_table(front))
+    for note in front["notes"]:
+        console.print(f"- {note}")
+    typer.echo(next_steps(study.config.name, study.config.tracking_uri))
+
+
+def next_steps(study: str, tracking_uri: str | None) -> str:
+    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    return (
+        f"\nnext:\n  srlnas ui{server}                        look at the runs and models\n"
+        f"  srlnas front {study}           print this table again\n"
+        f"  srlnas export models:/{study}@knee{server}   write deploy/exports/ for the device"
+    )
+
+
+def quantity(text: str | None, units: dict[str, float], option: str) -> float | None:
+    """`12ms` in the first unit's measure, a bare number too. Raises ValueError on anything else."""
+    if text is None:
+        return None
+    unit = next((unit for unit in sorted(units, key=len, reverse=True) if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{option} is {text!r}; write a number above zero and one of {', '.join(units)}")
+    return value
+
+
+@app.command()
+def front(
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the last.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the front of a study, finished or not."""
+    from rich.console import Console
+
+    from nas.report import FRONT_FILE, build_front, rich_table
+    from nas.study import open_study
+
+    opened = open_study(study)
+    content = opened.read_json(FRONT_FILE) or build_front(opened)
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    Console().print(rich_table(content))
+    for note in content["notes"]:
+        typer.echo(f"- {note}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run id, models:/name@alias or models:/name/version.")],
+    name: Annotated[str | None, typer.Option(help="Folder below deploy/exports/; default: the model's name and version.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Export a model for its device, checked against the trained student on real clips."""
+    from nas.publish import export_model
+    from nas.tracking import default_tracking_uri
+
+    bundle = export_model(model, name, tracking_uri or default_tracking_uri(), Path("deploy/exports"))
+    parity = bundle.manifest["parity"]
+    typer.echo(
+        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the trained student by at most "
+        f"{max(parity['max_abs_logits'], parity['max_abs_embedding']):.1e} over {parity['clips']} clips\n"
+        f"check it on a clip of your own:\n  {Path(sys.executable)} {bundle.folder}/classify.py CLIP.wav"
+    )
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Open MLflow's pages on this machine alone."""
+    from nas.tracking import default_tracking_uri, ui_command
+
+    command = ui_command(tracking_uri or default_tracking_uri(), port)
+    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    os.execv(command[0], command)
+
+
+@app.command()
+def spaces(
+    teacher: Annotated[str, typer.Option(help="`mini`, a folder or a hub id: spaces are made from a teacher.")] = "mini",
+) -> None:
+    """List the search spaces with their size and the range of their students."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nas.describe import space_rows
+
+    table = Table(
+        title=f"search spaces for the teacher {teacher}",
+        caption="one window of 1 s, 12 keywords; smallest to largest student by params",
+    )
+    for column in ("space", "architectures", "params, M", "MACs, M"):
+        table.add_column(column, justify="left" if column == "space" else "right")
+    for row in space_rows(teacher):
+        table.add_row(*row)
+    Console().print(table)
+
+
+@data_app.command("import")
+def data_import(
+    folder: Annotated[Path, typer.Argument(help="Folder of audio files.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    pattern: Annotated[str, typer.Option(help="Where keyword and speaker stand in a path.")] = "{keyword}/{speaker}_*.wav",
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+) -> None:
+    """Import a folder of audio files; splits are speaker-disjoint and always the same."""
+    from rich.console import Console
+
+    from nas.progress import progress
+    from trainers.importers import import_folder
+
+    with progress(Console(stderr=True), f"importing {folder}") as tick:
+        report = import_folder(folder, pattern, out, seed=seed, progress=tick)
+    typer.echo(f"{out}: {report}")
+
+
+@data_app.command("check")
+def data_check(
+    corpus: Annotated[list[Path], typer.Argument(help="Parquet files, together one corpus.")],
+    trials: Annotated[Path | None, typer.Option(help="Trial list to check against it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
+) -> None:
+    """Decode a corpus and report clips, hours, keywords, speakers, splits and unreadable files."""
+    from rich.console import Console
+
+    from nas.describe import check_lines
+    from nas.progress import progress
+    from trainers.corpora import check_trainable, describe, load_corpus
+    from trainers.trials import load_trials
+
+    with progress(Console(stderr=True), "decoding") as tick:
+        loaded = load_corpus(corpus, cache, tick)
+    content: dict[str, Any] = describe(loaded)
+    if trials:
+        content["trials"] = {split: len(found) for split, found in load_trials(trials, loaded).items()}
+    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(check_lines(content)))
+    check_trainable(loaded)
+
+
+def main() -> None:
+    """Runs a command; a ValueError is the user's to mend and becomes one line."""
+    try:
+        app()
+    except ValueError as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"srlnas: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

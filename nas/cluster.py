@@ -1,0 +1,74 @@
+"""Ray: connecting to it, and one training as it runs in a worker."""
+
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from nas.budget import Budget
+from nas.config import StudyConfig
+
+PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
+
+
+def connect(address: str | None = None) -> None:
+    """Starts Ray on this machine, or joins the cluster at `address` (or RAY_ADDRESS) and sends it this code.
+
+    Raises ValueError when no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default: keep CUDA_VISIBLE_DEVICES as it is
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: the front is written first
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if address is None:
+        ray.init(**common)
+        return
+    del common["include_dashboard"]
+    root = Path(__file__).parent.parent
+    try:
+        ray.init(address=address, runtime_env={"py_modules": [str(root / package) for package in PACKAGES]}, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head` or leave --ray-address out"
+        ) from None
+
+
+def workers(config: StudyConfig, budget: Budget) -> int:
+    """How many trainings run at once. Raises ValueError when the cluster cannot run one, or lacks the budget's resource."""
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    if budget.resource == "gpu" and not gpus:
+        raise ValueError(
+            f"the budget names GPUs and the cluster has none ({cpus:g} CPUs); give it in cpu-hours, or --ray-address of a cluster with GPUs"
+        )
+    possible = min(cpus / config.cpus, gpus / config.gpus if config.gpus else float("inf"))
+    if possible < 1:
+        raise ValueError(
+            f"a worker of {config.cpus:g} CPUs and {config.gpus:g} GPUs does not fit into a cluster of {cpus:g} CPUs and {gpus:g} GPUs"
+        )
+    return int(possible)
+
+
+def run_task(text: str) -> dict[str, Any]:
+    """One training in a worker. Whatever goes wrong comes back as a report: the search goes on."""
+    from nas.evaluate import Refused, evaluate, task_from_json
+
+    try:
+        return {"state": "complete", **evaluate(task_from_json(text))}
+    except Refused as reason:
+        return {"state": "refused", "error": str(reason)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return {"state": "failed", "error": f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"}
+
+
+def trainable(config: dict[str, Any]) -> None:
+    """What Ray Tune runs."""
+    from ray import tune
+
+    tune.report(run_task(config["task"]))

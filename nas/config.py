@@ -1,0 +1,84 @@
+"""Everything that a search was asked for: one frozen record, written to the study's `study.toml`."""
+
+import dataclasses
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from trainers.targets import Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: `mini`, a folder or a hub id.
+
+    data: Parquet corpora, together one; empty for the embedded default. trials, noise: Parquet, or none.
+    budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of weights and activations).
+    candidates: at most so many. distill_steps, finetune_steps: of a candidate; planned from the budget when None.
+    full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
+    batch: windows an update. target_windows: at most so many windows of teacher states. cpus, gpus: of one worker.
+    cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
+    """
+
+    name: str
+    space: str = "default"
+    teacher: str = "mini"
+    data: tuple[str, ...] = ()
+    trials: str | None = None
+    noise: str | None = None
+    target: str = "host"
+    budget: str = "30cpu-minutes"
+    max_latency_ms: float | None = None
+    max_params: float | None = None
+    max_memory: float | None = None
+    candidates: int | None = None
+    distill_steps: int | None = None
+    finetune_steps: int | None = None
+    full_length: float = 3.0
+    finalists: int = 6
+    batch: int = 32
+    targets: Mode = "auto"
+    target_windows: int = 8000
+    cpus: float = 1.0
+    gpus: float = 0.0
+    seed: int = 0
+    tracking_uri: str | None = None
+    cache: str = "studies/.cache"
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field, least in (("full_length", 1), ("finalists", 1), ("batch", 2), ("target_windows", 1), ("cpus", 0.01)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it is at least {least}")
+        for field in ("candidates", "distill_steps", "finetune_steps"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise ValueError(f"{field} is {value}; it is at least 1")
+        if self.targets not in ("auto", "cached", "online"):
+            raise ValueError(f"targets is {self.targets!r}; allowed are auto, cached, online")
+
+    def write(self, path: Path) -> None:
+        """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
+        lines = [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(self).items() if value is not None]
+        path.write_text("\n".join(lines) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises ValueError on a file that is not TOML or has a field that no study has."""
+        try:
+            fields: dict[str, Any] = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
+        return cls(**{**fields, "data": tuple(fields.get("data", ()))})
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"the name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+        )

@@ -1,0 +1,235 @@
+"""One training, from an architecture to scores: a plain function that runs with or without Ray."""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from deploy.target import Target, load_target
+from nas.latency import REFERENCE_FILE, LatencyModel
+from nas.study import Study, open_folder
+from search_spaces.architecture import Architecture
+from search_spaces.cost import Cost, cost
+from trainers.batches import Augmentation
+from trainers.corpora import Corpus, load_corpus
+from trainers.distill import DistillRecipe, distill
+from trainers.finetune import FinetuneRecipe, finetune
+from trainers.inherit import inherit
+from trainers.metrics import Outcome, rates
+from trainers.precision import pick_device
+from trainers.scoring import score
+from trainers.student import Student, save_student
+from trainers.synthetic import speak_corpus
+from trainers.targets import Targets, prepare_targets
+from trainers.teacher import Teacher, load_teacher
+from trainers.trials import Trials, load_trials, make_trials
+
+Start = Literal["kept layers", "random", "teacher"]
+Progress = Callable[[float], None]
+REFERENCE_MS = "latency.json"
+
+
+class Refused(Exception):
+    """The candidate breaks a limit: it is not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training. Plain values alone, so that it travels to any worker as JSON.
+
+    study: absolute folder. name: of the student below its `students/`. start: from the kept teacher layers, at random, or the
+    teacher itself. splits: those to score; `test` only once a study, for finalists and references.
+    """
+
+    study: str
+    name: str
+    architecture: str
+    start: Start
+    distill_steps: int
+    finetune_steps: int
+    splits: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every training of a study shares; opened once a worker process, audio and teacher states mapped."""
+
+    study: Study
+    target: Target
+    corpus: Corpus
+    trials: dict[str, Trials]
+    augment: Augmentation
+    teacher: Teacher
+    targets: Targets
+    latency: LatencyModel
+
+
+def open_context(study: Study, progress: Callable[[int, int], None] | None = None) -> Context:
+    """Decodes and computes what the cache lacks. The study must be calibrated (its `latency.json` written)."""
+    config = study.config
+    cache, device = Path(config.cache), pick_device()
+    target, teacher = load_target(config.target), load_teacher(config.teacher)
+    corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
+    trials = {split: make_trials(corpus, split, config.seed) for split in ("val", "test")}
+    if config.trials:
+        trials |= load_trials(Path(config.trials), corpus)
+    noise = load_corpus([Path(config.noise)], cache) if config.noise else None
+    targets = prepare_targets(
+        teacher,
+        corpus,
+        cache,
+        window=target.window,
+        limit=config.target_windows,
+        seed=config.seed,
+        mode=config.targets,
+        device=device,
+        progress=progress,
+    )
+    reference_ms = float(study.read_json(REFERENCE_MS)["reference_ms"])
+    return Context(
+        study=study,
+        target=target,
+        corpus=corpus,
+        trials=trials,
+        augment=Augmentation(noise=noise),
+        teacher=teacher,
+        targets=targets,
+        latency=LatencyModel(target=target, reference=study.folder / REFERENCE_FILE, reference_ms=reference_ms),
+    )
+
+
+def embedded_corpus(cache: Path) -> Path:
+    """The default corpus, spoken into the cache when it is first asked for."""
+    path = cache / "embedded.parquet"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        speak_corpus(path)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _context_of(folder: str) -> Context:
+    return open_context(open_folder(Path(folder)))
+
+
+def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
+    """Builds, measures, trains, scores and saves one student; returns `scores` and the wall `seconds` it took.
+
+    Raises Refused when the measured latency lies wholly beyond the limit, FloatingPointError when training diverges.
+    """
+    started = time.monotonic()
+    context = _context_of(task.study)
+    torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
+    torch.manual_seed(task.seed)
+    student = build_student(context, Architecture.from_json(task.architecture), task.start, distilled=task.distill_steps > 0)
+    scores = latency_scores(context, student)
+    train(context, student, task, progress)
+    trained = student.cpu().folded()
+    folder = context.study.weights_folder(task.name)
+    save_student(trained, folder)
+    for split in task.splits:
+        outcome = score(trained, context.corpus, split, context.trials[split], context.target.window, pick_device())
+        write_outcome(outcome, folder / f"outcome_{split}.npz")
+        scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
+    scores |= cost_scores(cost_of(context, trained.architecture))
+    return {"scores": scores, "seconds": time.monotonic() - started}
+
+
+def build_student(context: Context, architecture: Architecture, start: Start, *, distilled: bool) -> Student:
+    teacher = context.teacher
+    student = Student(
+        architecture,
+        teacher.geometry,
+        context.corpus.keyword_labels,
+        predicted_layers=teacher.predicted_layers if distilled else (),
+        target_width=teacher.architecture.width if distilled else 0,
+        is_folded=False,
+    )
+    if start == "teacher":
+        student.encoder.load_state_dict(teacher.encoder.state_dict())
+    elif start == "kept layers":
+        inherit(student.encoder, teacher.encoder)
+    return student
+
+
+def train(context: Context, student: Student, task: Task, progress: Progress | None = None) -> None:
+    """Distils, then fine-tunes; `progress` hears the share done, by updates."""
+    config, device = context.study.config, pick_device()
+    updates = task.distill_steps + 2 * task.finetune_steps
+
+    def tell(offset: int, weight: int) -> Callable[[int, int], None] | None:
+        return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
+
+    if task.distill_steps:
+        recipe = DistillRecipe(steps=task.distill_steps, batch=config.batch)
+        distill(student, context.targets, recipe, augment=context.augment, seed=task.seed, device=device, progress=tell(0, 1))
+    finetune(
+        student,
+        context.corpus,
+        FinetuneRecipe(steps=task.finetune_steps, batch=config.batch),
+        window=context.target.window,
+        augment=context.augment,
+        seed=task.seed + 1,
+        device=device,
+        progress=tell(task.distill_steps, 2),
+    )
+
+
+def latency_scores(context: Context, student: Student) -> dict[str, float]:
+    latency, limit = context.latency.of_student(student.folded()), context.study.config.max_latency_ms
+    if limit is not None and latency.low > limit:
+        raise Refused(f"latency {latency.low:.2f} to {latency.high:.2f} ms is beyond the limit of {limit:g} ms")
+    return {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}
+
+
+def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
+    """Keyword error and EER in percent with their intervals."""
+    accuracy, eer = rates(outcome)
+    return {
+        f"{prefix}keyword_error": 100 - accuracy.value,
+        f"{prefix}keyword_error_low": 100 - accuracy.high,
+        f"{prefix}keyword_error_high": 100 - accuracy.low,
+        f"{prefix}eer": eer.value,
+        f"{prefix}eer_low": eer.low,
+        f"{prefix}eer_high": eer.high,
+    }
+
+
+def cost_of(context: Context, architecture: Architecture) -> Cost:
+    return cost(architecture, context.teacher.geometry, len(context.corpus.keyword_labels), context.target.window)
+
+
+def cost_scores(of: Cost) -> dict[str, float]:
+    return {
+        "params": of.params,
+        "macs": of.total_macs,
+        "weight_bytes": of.weight_bytes,
+        "peak_activation_bytes": of.peak_activation_bytes,
+    }
+
+
+def write_outcome(outcome: Outcome, path: Path) -> None:
+    np.savez(path, **dataclasses.asdict(outcome))
+
+
+def read_outcome(path: Path) -> Outcome:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Outcome(**arrays)
+
+
+def task_json(task: Task) -> str:
+    return json.dumps(dataclasses.asdict(task))
+
+
+def task_from_json(text: str) -> Task:
+    fields = json.loads(text)
+    return Task(**{**fields, "splits": tuple(fields["splits"])})

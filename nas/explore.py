@@ -1,0 +1,154 @@
+"""The search itself: Ray Tune trains what Optuna proposes, while the budget for it lasts."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from nas.budget import Budget
+from nas.candidates import Candidate
+from nas.cluster import trainable
+from nas.evaluate import Context, Task, cost_of, cost_scores, task_json
+from nas.plan import SAFETY, Pace, Plan, space_of
+from nas.searcher import Hooks, StudySearcher
+from nas.tracking import Tracking
+from search_spaces.architecture import Architecture
+
+SPENT_ON = "candidates"
+
+
+class Exploration:
+    """The driver's side of a search: refuses, admits, records. Holds what is running; everything else is in the study folder."""
+
+    def __init__(
+        self, context: Context, plan: Plan, pace: Pace, budget: Budget, tracking: Tracking, tick: Callable[[float, float], None]
+    ):
+        self.context, self.plan, self.pace, self.tracking, self.tick = context, plan, pace, tracking, tick
+        config = context.study.config
+        self.resources = config.gpus if budget.resource == "gpu" else config.cpus
+        self.running: dict[int, tuple[Candidate, float]] = {}  # with the time that each began
+        self.seen: list[tuple[float, float]] = []  # seconds, and seconds that the pace predicted without its factor
+
+    def run(self, workers: int) -> None:
+        """Returns when nothing more can be afforded. An interruption leaves the running candidates recorded as running."""
+        from ray import tune
+
+        config = self.context.study.config
+        searcher = StudySearcher(
+            space_of(self.context),
+            self._hooks(),
+            history=self.context.study.candidates(),
+            seed=config.seed,
+            limit=config.candidates,
+        )
+        searcher.enqueue(space_of(self.context).smallest(self.context.teacher.geometry))
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        with tempfile.TemporaryDirectory(prefix="srlnas-ray-") as scratch:  # Ray's own state is never read again
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": config.cpus, "gpu": config.gpus}),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True),
+                run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
+            ).fit()
+
+    def show(self) -> None:
+        """Progress: of what the search may spend, what is spent, running trainings included."""
+        under_way = sum(time.monotonic() - began for _, began in self.running.values()) * self.resources
+        self.tick(self._spent() + under_way, self.plan.search_seconds)
+
+    def _hooks(self) -> Hooks:
+        return Hooks(
+            refusal=self._refusal,
+            affordable=self._affordable,
+            started=self._started,
+            refused=self._refused,
+            finished=self._finished,
+        )
+
+    def _spent(self) -> float:
+        return self.context.study.ledger.by_purpose().get(SPENT_ON, 0.0)
+
+    def _refusal(self, architecture: Architecture) -> str | None:
+        cost = cost_of(self.context, architecture)
+        return limits_broken(self.context, cost.params, cost.weight_bytes + cost.peak_activation_bytes)
+
+    def _predicted(self, architecture: Architecture, pace: Pace) -> float:
+        macs = cost_of(self.context, architecture).total_macs
+        return pace.seconds(macs, self.plan.distill_steps, self.plan.finetune_steps)
+
+    def _affordable(self, architecture: Architecture) -> bool:
+        """Whether this and all that runs will have ended, as predicted, before the search's share is spent."""
+        pace = self.pace.corrected(self.seen)
+        under_way = [*(candidate.architecture for candidate, _ in self.running.values()), architecture]
+        predicted = SAFETY * self.resources * sum(self._predicted(a, pace) for a in under_way)
+        return self._spent() + predicted <= self.plan.search_seconds
+
+    def _started(self, number: int, architecture: Architecture) -> dict[str, Any]:
+        study = self.context.study
+        task = Task(
+            study=str(study.folder.resolve()),
+            name=f"candidate-{number}",
+            architecture=architecture.to_json(),
+            start="kept layers",
+            distill_steps=self.plan.distill_steps,
+            finetune_steps=self.plan.finetune_steps,
+            splits=("val",),
+            seed=study.config.seed,
+        )
+        candidate = Candidate(number=number, architecture=architecture, state="running")
+        self.running[number] = (candidate, time.monotonic())
+        study.record(candidate)
+        return {"task": task_json(task)}
+
+    def _refused(self, number: int, architecture: Architecture, reason: str) -> None:
+        scores = cost_scores(cost_of(self.context, architecture))
+        self._record(Candidate(number=number, architecture=architecture, state="refused", scores=scores, error=reason))
+
+    def _finished(self, number: int, report: Mapping[str, Any] | None) -> Candidate:
+        candidate, began = self.running.pop(number)
+        seconds = time.monotonic() - began
+        report = report or {"state": "failed", "error": "the worker died, most likely for want of memory"}
+        if report["state"] == "complete":
+            self.seen.append((seconds, self._predicted(candidate.architecture, replace(self.pace, factor=1.0))))
+        self.context.study.ledger.charge(SPENT_ON, seconds * self.resources)
+        return self._record(
+            replace(
+                candidate,
+                state=report["state"],
+                scores=report.get("scores", {}),
+                rung=1 if report["state"] == "complete" else 0,
+                seconds=seconds * self.resources,
+                weights=f"students/candidate-{number}" if report["state"] == "complete" else None,
+                error=report.get("error"),
+            )
+        )
+
+    def _record(self, candidate: Candidate) -> Candidate:
+        candidate = replace(candidate, run_id=self.tracking.log_candidate(candidate))
+        self.context.study.record(candidate)
+        self.show()
+        return candidate
+
+
+def limits_broken(context: Context, params: float, memory: float) -> str | None:
+    """Why a student is too large for the study's limits or the target's, None when it is not."""
+    config, target = context.study.config, context.target
+    for value, limits, what in (
+        (params, (config.max_params, target.max_params), "params"),
+        (memory, (config.max_memory, target.max_memory_bytes), "bytes of weights and activations"),
+    ):
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is not None and value > limit:
+            return f"{value:,.0f} {what} are beyond the limit of {limit:,.0f}"
+    return None
+
+
+def _ticker(show: Callable[[], None]) -> Any:
+    from ray.tune import Callback
+
+    class Ticker(Callback):
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            show()
+
+    return Ticker()

@@ -1,0 +1,262 @@
+"""The end of a search: the best candidates and the references trained at full length, measured side by side, read on the test split."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from nas.budget import Budget, append_line, read_lines
+from nas.candidates import Candidate
+from nas.cluster import run_task
+from nas.evaluate import Context, Start, Task, cost_of, task_json
+from nas.pareto import knee, non_dominated
+from nas.plan import Pace, Plan, full_steps
+from nas.searcher import values_of
+from nas.study import Study
+from search_spaces.architecture import Architecture
+from search_spaces.catalog import paper_student
+from trainers.student import load_student
+
+Role = Literal["finalist", "teacher", "paper's student", "knee from scratch"]
+FINALS_FILE = "finals.jsonl"
+SPENT_ON = {"finalist": "finalists"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate."""
+
+    name: str
+    role: Role
+    architecture: Architecture
+    start: Start
+    distill_steps: int
+    finetune_steps: int
+    candidate: int | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    error: str | None = None
+
+    def objectives(self) -> list[float]:
+        return values_of(Candidate(number=0, architecture=self.architecture, state="complete", scores=self.scores))
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "architecture": json.loads(self.architecture.to_json())}, sort_keys=True)
+
+
+def read_finals(study: Study) -> list[Final]:
+    """The latest record of each training at full length."""
+    lines = [
+        {**line, "architecture": Architecture.from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)
+    ]
+    return list({line["name"]: Final(**line) for line in lines}.values())
+
+
+def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """At most `most` complete candidates: the front first, then what is behind it, front by front. Of a front that is too large,
+    its knee and extremes, then always the member farthest from those chosen (objectives scaled to the front's range)."""
+    chosen: list[Candidate] = []
+    left = [c for c in candidates if c.state == "complete" and np.isfinite(values_of(c)).all()]
+    while left and len(chosen) < most:
+        points = np.array([values_of(c) for c in left])
+        on_front = non_dominated(points)
+        front = [c for c, on in zip(left, on_front) if on]
+        chosen += [front[i] for i in spread(points[on_front], most - len(chosen))]
+        left = [c for c, on in zip(left, on_front) if not on]
+    return chosen
+
+
+def spread(points: np.ndarray[Any, np.dtype[np.floating[Any]]], most: int) -> list[int]:
+    """Indices of at most `most` rows that lie apart: knee, the best in each objective, then the farthest from all chosen."""
+    low, high = points.min(0), points.max(0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    order = list(dict.fromkeys([knee(points), *map(int, points.argmin(0))]))
+    while len(order) < len(points):
+        gaps = np.linalg.norm(scaled[:, None] - scaled[order], axis=-1).min(1)
+        gaps[order] = -1
+        order.append(int(gaps.argmax()))
+    return order[:most]
+
+
+class Finals:
+    """Trains finalists and references. What `finals.jsonl` has as done is not trained again."""
+
+    def __init__(
+        self, context: Context, plan: Plan, pace: Pace, budget: Budget, workers: int, tick: Callable[[float, float], None]
+    ):
+        self.context, self.plan, self.pace, self.budget, self.workers, self.tick = context, plan, pace, budget, workers, tick
+        config = context.study.config
+        self.resources = config.gpus if budget.resource == "gpu" else config.cpus
+
+    def run(self) -> list[Final]:
+        """All finals, the scratch reference last because it has the architecture of the final front's knee."""
+        wanted = self.wanted()
+        self._train_all([final for final in wanted if not self._done(final)])
+        trained = [final for final in read_finals(self.context.study) if final.role == "finalist" and not final.error]
+        if trained:
+            scratch = self._scratch(trained)
+            self._train_all([] if self._done(scratch) else [scratch])
+        self._measure()
+        return read_finals(self.context.study)
+
+    def wanted(self) -> list[Final]:
+        """The references and as many finalists as what is left of the budget trains at least as long as a candidate."""
+        study, teacher = self.context.study, self.context.teacher
+        candidates = choose_finalists(study.candidates(), study.config.finalists)
+        recorded = [final for final in read_finals(study) if final.role != "knee from scratch"]
+        if recorded:  # resumed: what was begun goes on with its length
+            return recorded
+        left = self.budget.seconds - study.ledger.spent
+        fixed = [teacher.architecture, paper_student(teacher.architecture)]
+        for count in range(len(candidates), 0, -1):
+            members = [candidate.architecture for candidate in candidates[:count]]
+            macs = [cost_of(self.context, a).total_macs for a in [*fixed, *members, members[0]]]
+            steps = full_steps(left, self.resources, self.pace, macs, self.plan, study.config.full_length)
+            if steps or count == 1:
+                finals = self._finals(candidates[:count], max(steps, self.plan.finetune_steps))
+                for final in finals:
+                    append_line(study.folder / FINALS_FILE, final.to_json())
+                return finals
+        return []
+
+    def _finals(self, finalists: Sequence[Candidate], steps: int) -> list[Final]:
+        teacher = self.context.teacher.architecture
+        distill = round(steps * self.plan.distill_steps / self.plan.finetune_steps)
+        return [
+            Final(name="teacher", role="teacher", architecture=teacher, start="teacher", distill_steps=0, finetune_steps=steps),
+            Final(
+                name="paper-student",
+                role="paper's student",
+                architecture=paper_student(teacher),
+                start="kept layers",
+                distill_steps=distill,
+                finetune_steps=steps,
+            ),
+            *(
+                Final(
+                    name=f"final-{candidate.number}",
+                    role="finalist",
+                    architecture=candidate.architecture,
+                    start="kept layers",
+                    distill_steps=distill,
+                    finetune_steps=steps,
+                    candidate=candidate.number,
+                )
+                for candidate in finalists
+            ),
+        ]
+
+    def _scratch(self, finalists: Sequence[Final]) -> Final:
+        """The knee's architecture at random, fine-tuned for as many updates as the knee was distilled and fine-tuned for."""
+        front = [f for f, on in zip(finalists, non_dominated(np.array([f.objectives() for f in finalists]))) if on]
+        best = front[knee(np.array([f.objectives() for f in front]))]
+        steps = best.finetune_steps + best.distill_steps // 2
+        return Final(
+            name="knee-from-scratch",
+            role="knee from scratch",
+            architecture=best.architecture,
+            start="random",
+            distill_steps=0,
+            finetune_steps=steps,
+            candidate=best.candidate,
+        )
+
+    def _done(self, final: Final) -> bool:
+        return any(done.name == final.name and (done.scores or done.error) for done in read_finals(self.context.study))
+
+    def _train_all(self, finals: Sequence[Final]) -> None:
+        """Longest first, so that the workers end together."""
+        longest = sorted(finals, key=self._seconds, reverse=True)
+        done, total = 0.0, sum(map(self._seconds, finals))
+        for final, report in self._reports(longest):
+            study = self.context.study
+            study.ledger.charge(SPENT_ON.get(final.role, "references"), report.get("seconds", 0.0) * self.resources)
+            trained = dataclasses.replace(final, scores=report.get("scores", {}), error=report.get("error"))
+            append_line(study.folder / FINALS_FILE, trained.to_json())
+            done += self._seconds(final)
+            self.tick(done, total)
+
+    def _seconds(self, final: Final) -> float:
+        return self.pace.seconds(cost_of(self.context, final.architecture).total_macs, final.distill_steps, final.finetune_steps)
+
+    def _reports(self, finals: Sequence[Final]) -> Iterator[tuple[Final, dict[str, Any]]]:
+        config = self.context.study.config
+        remote = ray.remote(run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
+        waiting, running = list(finals), dict[Any, Final]()
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                final = waiting.pop(0)
+                cached = self._cached(final)
+                if cached is not None:
+                    yield final, cached
+                else:
+                    running[remote.remote(task_json(self._task(final)))] = final
+            for reference in ray.wait(list(running), num_returns=1)[0] if running else []:
+                final = running.pop(reference)
+                yield final, self._report(final, reference)
+
+    def _report(self, final: Final, reference: Any) -> dict[str, Any]:
+        try:
+            report: dict[str, Any] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            return {"error": f"the worker died: {str(error).splitlines()[0]}"}
+        if "scores" in report and final.role in ("teacher", "paper's student"):
+            self._keep(final, report)
+        return report
+
+    def _task(self, final: Final) -> Task:
+        return Task(
+            study=str(self.context.study.folder.resolve()),
+            name=final.name,
+            architecture=final.architecture.to_json(),
+            start=final.start,
+            distill_steps=final.distill_steps,
+            finetune_steps=final.finetune_steps,
+            splits=("val", "test"),
+            seed=self.context.study.config.seed,
+        )
+
+    def _cache(self, final: Final) -> Path:
+        """Where a reference of this teacher, corpus and recipe is kept for later studies."""
+        context, task = self.context, self._task(final)
+        config = context.study.config
+        recipe = {
+            **asdict(task),
+            "study": "",
+            "batch": config.batch,
+            "windows": config.target_windows,
+            "window": context.target.window,
+        }
+        data = [context.teacher.digest, context.corpus.digest, config.trials, config.noise]
+        key = hashlib.sha256(json.dumps([data, recipe], sort_keys=True).encode()).hexdigest()[:16]
+        return Path(config.cache) / "references" / key
+
+    def _cached(self, final: Final) -> dict[str, Any] | None:
+        """The report of a reference that an earlier study trained, its student copied here; it costs this study nothing."""
+        folder = self._cache(final)
+        if not (folder / "report.json").is_file():
+            return None
+        shutil.copytree(folder, self.context.study.weights_folder(final.name), dirs_exist_ok=True)
+        return {**json.loads((folder / "report.json").read_text()), "seconds": 0.0}
+
+    def _keep(self, final: Final, report: dict[str, Any]) -> None:
+        folder = self._cache(final)
+        shutil.copytree(self.context.study.weights_folder(final.name), folder, dirs_exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(report))
+
+    def _measure(self) -> None:
+        """Latencies of all finals once more, one after the other on an idle machine, the trained files themselves."""
+        study = self.context.study
+        with study.ledger.timing("measuring finalists", 1.0 if self.budget.resource == "cpu" else 0.0):
+            for final in read_finals(study):
+                if final.scores:
+                    latency = self.context.latency.of_student(load_student(study.weights_folder(final.name)))
+                    scores = {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}
+                    measured = dataclasses.replace(final, scores={**final.scores, **scores})
+                    append_line(study.folder / FINALS_FILE, measured.to_json())

@@ -1,0 +1,166 @@
+"""The main job: plan, calibrate, prepare, explore, finalise, report. Each step is in its own module; this is their order."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from deploy.measure import device_facts
+from deploy.target import load_target
+from nas import cluster
+from nas.budget import Budget, in_words, parse_budget
+from nas.evaluate import REFERENCE_MS, Context, cost_of, open_context
+from nas.explore import Exploration
+from nas.finalise import Finals
+from nas.latency import calibrate
+from nas.plan import SEARCH_SHARE, Pace, Plan, macs_of, make_plan, probe, space_of, typical_macs
+from nas.progress import progress
+from nas.publish import log_finals, publish
+from nas.report import build_front, write_report
+from nas.study import Study
+from nas.tracking import Tracking, default_tracking_uri, open_tracking
+from search_spaces.catalog import CATALOG
+from trainers.corpora import check_trainable
+from trainers.precision import pick_device
+from trainers.teacher import load_teacher
+
+PLAN_FILE, PREPARED_FILE = "plan.json", "prepared.json"
+BEFORE_SEARCH = CALIBRATION, PREPARATION, PROBE = "calibration", "preparation", "probe"  # purposes in the ledger
+
+
+def search(study: Study, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
+    """Runs or continues a study; returns its front. Ctrl-C writes the front so far and passes on.
+
+    Raises ValueError for what the user can mend, before anything is spent where that can be known.
+    """
+    config, budget = study.config, parse_budget(study.config.budget)
+    with study.locked():
+        cluster.connect(ray_address)
+        workers = cluster.workers(config, budget)
+        tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name, tags={"budget": config.budget})
+        status = "FAILED"
+        try:
+            context = prepare(study, budget, console)
+            plan, pace = planned(context, budget, console)
+            console.print(describe_plan(plan, budget, study.ledger.spent, workers))
+            with progress(console, "search") as tick:
+                Exploration(context, plan, pace, budget, tracking, tick).run(workers)
+            with progress(console, "finalists and references") as tick:
+                Finals(context, plan, pace, budget, workers, tick).run()
+            front = report(context, tracking)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            write_report(study, build_front(study))
+            raise
+        finally:
+            tracking.finish(status)  # type: ignore[arg-type]
+    return front
+
+
+def prepare(study: Study, budget: Budget, console: Console) -> Context:
+    """Measures the reference model, decodes the corpus, computes the teacher's states; all charged, nothing done twice."""
+    on_driver = driver_resources(budget)
+    if study.read_json(REFERENCE_MS) is None:
+        with study.ledger.timing(CALIBRATION, 1.0 if budget.resource == "cpu" else 0.0):
+            model = calibrate(load_target(study.config.target), study.folder)
+            study.write_json(REFERENCE_MS, {"reference_ms": model.reference_ms, "target": model.target.name})
+    with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
+        context = open_context(study, tick)
+        check_trainable(context.corpus)
+    stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
+    console.print(
+        f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
+        f"states of {len(context.targets.rows):,} windows {stated}"
+    )
+    if context.corpus.skipped:
+        clip, reason = context.corpus.skipped[0]
+        console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")
+    study.write_json(PREPARED_FILE, facts(context))
+    return context
+
+
+def facts(context: Context) -> dict[str, Any]:
+    """What a report says of the study beside its results."""
+    device = device_facts()
+    return {
+        "synthetic": context.corpus.synthetic,
+        "teacher": context.teacher.name,
+        "teacher_params": cost_of(context, context.teacher.architecture).params,
+        "target": dataclasses.asdict(context.target),
+        "machine": f"{device['cpu']}, {device['cores']} cores, onnxruntime {device['onnxruntime']}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def driver_resources(budget: Budget) -> float:
+    """What a step in the driver holds of the budget's resource: torch's threads, or the GPU that it computes on."""
+    return float(torch.get_num_threads()) if budget.resource == "cpu" else float(pick_device().type == "cuda")
+
+
+def planned(context: Context, budget: Budget, console: Console) -> tuple[Plan, Pace]:
+    """The plan that a study began with (with its share of a budget that was raised since), or a new one from a measured probe."""
+    study, config = context.study, context.study.config
+    recorded = study.read_json(PLAN_FILE)
+    if recorded:
+        plan, spent = Plan(**recorded["plan"]), study.ledger.by_purpose()
+        left = budget.seconds - sum(seconds for what, seconds in spent.items() if what in BEFORE_SEARCH)
+        plan = dataclasses.replace(plan, search_seconds=left * SEARCH_SHARE, final_seconds=left * (1 - SEARCH_SHARE))
+        return plan, Pace(**recorded["pace"])
+    space = space_of(context)
+    with study.ledger.timing(PROBE, driver_resources(budget)), progress(console, "timing a few updates"), threads(config.cpus):
+        pace = probe(context, space)
+    smallest, fixed = macs_of(context, (space.smallest(context.teacher.geometry), context.teacher.architecture))
+    plan = make_plan(
+        config, budget, study.ledger.spent, pace, typical=typical_macs(context, space, config.seed), smallest=smallest, fixed=fixed
+    )
+    study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
+    return plan, pace
+
+
+@contextmanager
+def threads(cpus: float) -> Iterator[None]:
+    """A worker's number of threads, so that the probe times what a worker will do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def describe_plan(plan: Plan, budget: Budget, spent: float, workers: int) -> str:
+    return (
+        f"plan: {budget}, {in_words(spent)} spent so far; about {plan.candidates} candidates of {plan.distill_steps} distillation and "
+        f"{plan.finetune_steps} x 2 fine-tuning updates in {in_words(plan.search_seconds)}, then {in_words(plan.final_seconds)} for "
+        f"finalists and references; {workers} trainings at once"
+    )
+
+
+def report(context: Context, tracking: Tracking) -> dict[str, Any]:
+    """Writes the front to the study folder and to MLflow."""
+    study = context.study
+    front = build_front(study, log_finals(study, tracking))
+    pictures = write_report(study, front)
+    publish(context, tracking, front, pictures)
+    return front
+
+
+def check_config(study_config: Any) -> None:
+    """Raises ValueError, before a study folder is made, for what needs no corpus to be seen wrong."""
+    parse_budget(study_config.budget)
+    load_target(study_config.target)
+    if study_config.space not in CATALOG:
+        raise ValueError(f"there is no space {study_config.space!r}; known are {', '.join(sorted(CATALOG))}")
+    for path in (*study_config.data, study_config.trials, study_config.noise):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"there is no file {path}")
+    load_teacher(study_config.teacher)

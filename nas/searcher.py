@@ -1,0 +1,145 @@
+"""Optuna's proposals for Ray Tune.
+
+Ray's own OptunaSearch tells Optuna of early-stopped trials as complete, dies of a missing objective, and cannot pass a
+constraint. This one asks and tells itself. It keeps nothing on disk: Optuna is rebuilt from the recorded candidates.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+from ray.tune.search import Searcher
+
+from nas.candidates import OBJECTIVES, Candidate
+from search_spaces.architecture import Architecture
+from search_spaces.space import Replay, SearchSpace
+
+STARTUP_TRIALS = 10  # random proposals before the sampler models anything
+MOST_ASKS = 200  # proposals in a row that are known, refused or too dear before the search is over
+STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the driver lends the searcher.
+
+    refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
+    started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
+    finished: a number with the worker's report, None when the worker died; returns the candidate as recorded.
+    """
+
+    refusal: Callable[[Architecture], str | None]
+    affordable: Callable[[Architecture], bool]
+    started: Callable[[int, Architecture], dict[str, Any]]
+    refused: Callable[[int, Architecture, str], None]
+    finished: Callable[[int, Mapping[str, Any] | None], Candidate]
+
+
+class StudySearcher(Searcher):
+    """Proposes architectures until `limit` candidates were begun, nothing affordable is left, or the space is exhausted."""
+
+    def __init__(self, space: SearchSpace, hooks: Hooks, *, history: Sequence[Candidate], seed: int, limit: int | None) -> None:
+        super().__init__()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.hooks, self.limit = space, hooks, limit
+        self.study = new_study(seed + len(history))
+        self.running: dict[str, tuple[int, optuna.Trial]] = {}
+        self.seen = {candidate.architecture.key for candidate in history if candidate.state != "running"}
+        self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
+        self.next_number = 1 + max((candidate.number for candidate in history), default=-1)
+        for candidate in history:
+            if candidate.state == "running":  # interrupted: proposed again first
+                self.enqueue(candidate.architecture)
+            else:
+                self.study.add_trial(as_trial(space, candidate))
+
+    def enqueue(self, architecture: Architecture) -> None:
+        """Proposes a member of the space before anything that Optuna chooses."""
+        if architecture.key not in self.seen:
+            self.study.enqueue_trial(Replay(architecture).answers, skip_if_exists=True)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
+        """A worker's configuration, None to wait, or FINISHED. Ray calls this whenever a worker is free."""
+        for _ in range(MOST_ASKS):
+            if self.limit is not None and self.begun >= self.limit:
+                return str(Searcher.FINISHED)
+            trial = self.study.ask()
+            architecture = self.space.architecture(trial)
+            if self._worth_starting(trial, architecture):
+                number = self._take_number()
+                self.begun += 1
+                self.running[trial_id] = (number, trial)
+                return self.hooks.started(number, architecture)
+        return None if self.running else str(Searcher.FINISHED)
+
+    def _worth_starting(self, trial: optuna.Trial, architecture: Architecture) -> bool:
+        known = architecture.key in self.seen
+        reason = None if known else self.hooks.refusal(architecture)
+        if not known and reason is None and self.hooks.affordable(architecture):
+            self.seen.add(architecture.key)
+            return True
+        if reason is not None:
+            self.seen.add(architecture.key)
+            self.hooks.refused(self._take_number(), architecture, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return False
+
+    def _take_number(self) -> int:
+        self.next_number += 1
+        return self.next_number - 1
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        number, trial = self.running.pop(trial_id)
+        candidate = self.hooks.finished(number, None if error else result)
+        state = STATES.get(candidate.state, TrialState.FAIL)
+        self.study.tell(trial, values_of(candidate) if state == TrialState.COMPLETE else None, state=state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study folder is the only record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is resumed from its study folder, not from Ray's state")
+
+
+def new_study(seed: int) -> optuna.Study:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+        )
+    return optuna.create_study(directions=["minimize"] * len(OBJECTIVES), sampler=sampler)
+
+
+def values_of(candidate: Candidate) -> list[float]:
+    """The objectives' values; NaN where a score is missing."""
+    return [float(candidate.scores.get(objective.name, np.nan)) for objective in OBJECTIVES]
+
+
+def as_trial(space: SearchSpace, candidate: Candidate) -> optuna.trial.FrozenTrial:
+    """A recorded candidate in Optuna's terms."""
+    recorder = _Recorder(candidate.architecture)
+    space.architecture(recorder)
+    state = STATES.get(candidate.state, TrialState.FAIL)
+    return create_trial(
+        params=recorder.answers,
+        distributions=recorder.distributions,
+        values=values_of(candidate) if state == TrialState.COMPLETE else None,
+        state=state,
+    )
+
+
+class _Recorder(Replay):
+    """Replays an architecture and notes the choices that each of its answers was one of."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.distributions[name] = CategoricalDistribution(tuple(choices))
+        return super().suggest_categorical(name, choices)

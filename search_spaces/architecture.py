@@ -1,0 +1,115 @@
+"""The free choices of a student (`Architecture`) and what its teacher fixes (`Geometry`). Nothing derived is stored."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+SAMPLE_RATE = 16_000
+FRAME_SAMPLES = 320  # one 50 Hz frame
+FRONT_KERNELS = (10, 3, 3, 3, 3, 2, 2)  # HuBERT's and wav2vec 2.0's seven convolutions: receptive field 400 samples,
+FRONT_STRIDES = (5, 2, 2, 2, 2, 2, 2)  # one frame every 320
+RECEPTIVE_FIELD = 400
+MEL_HOP = 160
+MEL_BINS = 80
+EMBEDDING_DIM = 128  # of a student's speaker head
+
+FrontEnd = Literal["wave", "mel"]
+FrontNorm = Literal["group", "layer"]
+NormOrder = Literal["post", "pre"]
+
+
+def frame_count(samples: int) -> int:
+    """Frames at 50 Hz that every front end emits for `samples` at 16 kHz; frame t is centred on sample 320 t + 200."""
+    return 0 if samples < RECEPTIVE_FIELD else (samples - RECEPTIVE_FIELD) // FRAME_SAMPLES + 1
+
+
+class _Json:
+    """Canonical JSON (sorted keys, no blanks, tuples as lists) of a frozen dataclass, and back."""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Raises ValueError when a field is missing, unknown or not allowed."""
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if set(fields) != known:
+            raise ValueError(f"{cls.__name__} has the fields {sorted(known)}, not {sorted(fields)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls.from_dict(json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(_Json):
+    """One student: what the search chooses.
+
+    front_end: `wave` (HuBERT's seven convolutions) or `mel` (log-mel and two convolutions).
+    front_width: channels of the front end's last convolution.
+    frame_stride: 1 (the transformer sees 50 frames/s) or 2 (25 frames/s).
+    width: channels of the transformer's residual stream.
+    heads, ffn_dims: attention heads and feed-forward units of each layer.
+    kept_layers: the teacher layer (from 1) that each layer starts from.
+    """
+
+    front_end: FrontEnd
+    front_width: int
+    frame_stride: int
+    width: int
+    heads: tuple[int, ...]
+    ffn_dims: tuple[int, ...]
+    kept_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.front_end not in ("wave", "mel"):
+            raise ValueError(f"front_end is {self.front_end!r}; allowed are 'wave' and 'mel'")
+        if self.frame_stride not in (1, 2):
+            raise ValueError(f"frame_stride is {self.frame_stride}; allowed are 1 and 2")
+        if not len(self.heads) == len(self.ffn_dims) == len(self.kept_layers) > 0:
+            raise ValueError("heads, ffn_dims and kept_layers name one value a layer, and at least one layer")
+        if min(self.front_width, self.width, *self.heads, *self.ffn_dims, *self.kept_layers) < 1:
+            raise ValueError("widths, heads, ffn_dims and kept_layers are positive")
+        if any(a >= b for a, b in zip(self.kept_layers, self.kept_layers[1:])):
+            raise ValueError(f"kept_layers {self.kept_layers} must rise")
+
+    @property
+    def depth(self) -> int:
+        return len(self.heads)
+
+    @property
+    def key(self) -> str:
+        """Stable name of 12 hexadecimal digits: the same choices have the same key on every machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(_Json):
+    """What the teacher fixes for all of its students. With an `Architecture` it rebuilds an encoder.
+
+    head_dim: channels of one attention head (attention width = heads x head_dim).
+    conv_dims: channels of the teacher's seven convolutions; a student's are these, scaled to its front_width.
+    conv_bias, front_norm: bias and normalisation of those convolutions (`group`: the first only; `layer`: each).
+    norm_order: layer norm `post` (Base) or `pre` (Large) of attention and feed-forward.
+    position_kernel, position_groups: the positional convolution, in 50 Hz frames.
+    normalize_input: each window is brought to zero mean and unit variance first.
+    """
+
+    head_dim: int
+    conv_dims: tuple[int, ...]
+    conv_bias: bool
+    front_norm: FrontNorm
+    norm_order: NormOrder
+    position_kernel: int
+    position_groups: int
+    normalize_input: bool
+
+    def front_dims(self, architecture: Architecture) -> tuple[int, ...]:
+        """Output channels of each convolution of the student's front end."""
+        if architecture.front_end == "mel":
+            return (architecture.front_width,) * 2
+        scale = architecture.front_width / self.conv_dims[-1]
+        return tuple(max(1, round(dim * scale)) for dim in self.conv_dims[:-1]) + (architecture.front_width,)

@@ -1,0 +1,93 @@
+"""The named search spaces. Each is made from a teacher, so that one name works for a small teacher and for a large one."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from search_spaces.architecture import Architecture, Geometry
+from search_spaces.space import SearchSpace
+
+SpaceMaker = Callable[[Architecture, Geometry], SearchSpace]
+
+
+def paper_student(teacher: Architecture) -> Architecture:
+    """The student of Kerpicci et al. (arXiv 2210.16611): the teacher's convolutions and its first two layers, at full width."""
+    depth = min(2, teacher.depth)
+    return dataclasses.replace(
+        teacher, heads=teacher.heads[:depth], ffn_dims=teacher.ffn_dims[:depth], kept_layers=teacher.kept_layers[:depth]
+    )
+
+
+def _paper(teacher: Architecture, geometry: Geometry) -> SearchSpace:
+    """The paper's student and its neighbours: each choice at the teacher's size or half of it, one to four layers."""
+    return SearchSpace(
+        name="paper",
+        front_widths={"wave": _parts(teacher.front_width, (1 / 2, 1))},
+        frame_strides=(1, 2),
+        widths=_parts(teacher.width, (1 / 2, 1), geometry.position_groups),
+        heads=_parts(max(teacher.heads), (1 / 2, 1)),
+        ffn_dims=_parts(max(teacher.ffn_dims), (1 / 2, 1)),
+        kept_layers=_kept_layers(teacher.depth, range(1, 5)),
+    )
+
+
+def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
+    """Small students, of about the same size whatever the teacher: from about 0.1 M weights."""
+    return SearchSpace(
+        name="edge",
+        front_widths={
+            "wave": _at_most(teacher.front_width, (32, 48, 64, 96)),
+            "mel": _at_most(teacher.front_width, (32, 48, 64, 96)),
+        },
+        frame_strides=(1, 2),
+        widths=_at_most(teacher.width, (80, 96, 128, 160, 192), geometry.position_groups),
+        heads=_at_most(max(teacher.heads), (1, 2, 3)),
+        ffn_dims=_at_most(max(teacher.ffn_dims), (128, 256, 384, 512)),
+        kept_layers=_kept_layers(teacher.depth, range(1, 5)),
+    )
+
+
+def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
+    """From a small share of the teacher up to the teacher itself. Depths lie closer together where they are small."""
+    depth = teacher.depth
+    return SearchSpace(
+        name="default",
+        front_widths={
+            "wave": _parts(teacher.front_width, (1 / 4, 1 / 2, 3 / 4, 1)),
+            "mel": _parts(teacher.front_width, (1 / 4, 1 / 2, 1)),
+        },
+        frame_strides=(1, 2),
+        widths=_parts(teacher.width, (3 / 8, 1 / 2, 5 / 8, 3 / 4, 1), geometry.position_groups),
+        heads=_parts(max(teacher.heads), (1 / 4, 1 / 2, 3 / 4, 1)),
+        ffn_dims=_parts(max(teacher.ffn_dims), (1 / 4, 1 / 2, 3 / 4, 1)),
+        kept_layers=_kept_layers(depth, (1, 2, 3, 4, *_parts(depth, (1 / 4, 1 / 2, 3 / 4, 1)))),
+    )
+
+
+CATALOG: dict[str, SpaceMaker] = {"default": _default, "edge": _edge, "paper": _paper}
+
+
+def find_space(name: str, teacher: Architecture, geometry: Geometry) -> SearchSpace:
+    """The space `name`, made from a teacher's own architecture and geometry. Raises ValueError when there is none."""
+    if name not in CATALOG:
+        raise ValueError(f"there is no space `{name}`; the known ones are {', '.join(sorted(CATALOG))}")
+    return CATALOG[name](teacher, geometry)
+
+
+def _parts(whole: int, shares: Iterable[float], step: int = 1) -> tuple[int, ...]:
+    """Shares of a whole, rounded to multiples of `step`, at least one step."""
+    return tuple(sorted({max(step, round(whole * share / step) * step) for share in shares}))
+
+
+def _at_most(limit: int, values: Iterable[int], step: int = 1) -> tuple[int, ...]:
+    """The values cut to a limit and down to multiples of `step`, at least one step."""
+    return tuple(sorted({max(step, min(limit, value) // step * step) for value in values}))
+
+
+def _kept_layers(layers: int, depths: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    """For each depth up to `layers`: the first ones, some spread evenly from the first to the last, the last of equal runs."""
+    kept: set[tuple[int, ...]] = set()
+    for depth in {min(depth, layers) for depth in depths}:
+        kept.add(tuple(range(1, depth + 1)))
+        kept.add(tuple(1 + i * (layers - 1) // max(1, depth - 1) for i in range(depth)))
+        kept.add(tuple((i + 1) * layers // depth for i in range(depth)))
+    return tuple(sorted(kept, key=lambda layers: (len(layers), layers)))

@@ -1,0 +1,183 @@
+"""What a student costs, from its architecture alone: closed forms that take microseconds and equal what torch counts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from search_spaces.architecture import (
+    EMBEDDING_DIM,
+    FRONT_KERNELS,
+    FRONT_STRIDES,
+    MEL_BINS,
+    MEL_HOP,
+    RECEPTIVE_FIELD,
+    Architecture,
+    Geometry,
+    frame_count,
+)
+
+BYTES = 4  # of an fp32 number
+MEL_RADIX = 20  # the log-mel's Fourier transform of 400 samples is two products over 20 x 20
+MEL_HALF = MEL_RADIX // 2 + 1  # of its 20 columns, 11 are kept
+MEL_KERNEL = 3  # of the two convolutions after the log-mel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One student on one window, batch 1, fp32, without prediction layers (a folded student).
+
+    params: all weights: encoder, keyword head, speaker head.
+    weight_bytes: 4 x (params + constants of the log-mel), the numbers that an exported graph carries.
+    macs: multiply-accumulates of the matrix products and convolutions by kind: half of what
+        `torch.utils.flop_counter.FlopCounterMode` counts. Elementwise work and normalisation count nothing, as they do there.
+    peak_activation_bytes: the largest sum of tensors alive at one operation of `trainers.student.Student.forward`, in the order
+        in which the code writes them. The window is alive throughout (the caller holds it); every other tensor lives from the
+        operation that returns it to the last one that reads it. Views are free, nothing is computed in place, and what a
+        kernel allocates inside itself does not count. A runtime that frees a tensor after its last reader needs this much;
+        one that fuses an activation into the operation before it needs less.
+    """
+
+    params: int
+    weight_bytes: int
+    macs: Mapping[str, int]
+    peak_activation_bytes: int
+
+    @property
+    def total_macs(self) -> int:
+        return sum(self.macs.values())
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """One convolution of the front end; `frames` counts its outputs."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    frames: int
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs * self.kernel
+
+
+def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples: int) -> Cost:
+    """Cost of a student with `keywords` classes on windows of `samples` at 16 kHz.
+
+    Raises ValueError when the window is shorter than one frame, or the width does not divide into the geometry's groups.
+    """
+    if samples < RECEPTIVE_FIELD:
+        raise ValueError(f"a window of {samples} samples has no frame; it needs at least {RECEPTIVE_FIELD}")
+    if architecture.width % geometry.position_groups:
+        raise ValueError(f"width {architecture.width} is not a multiple of {geometry.position_groups} position groups")
+    params = _params(architecture, geometry, keywords)
+    constants = _mel_constants() if architecture.front_end == "mel" else 0
+    return Cost(
+        params=params,
+        weight_bytes=BYTES * (params + constants),
+        macs=_macs(architecture, geometry, keywords, samples),
+        peak_activation_bytes=BYTES * (samples + max(_alive(architecture, geometry, keywords, samples))),
+    )
+
+
+def _front(a: Architecture, g: Geometry, samples: int) -> list[_Conv]:
+    dims = g.front_dims(a)
+    if a.front_end == "mel":
+        frames = _mel_frames(samples)
+        return [_Conv(MEL_BINS, dims[0], MEL_KERNEL, frames), _Conv(dims[0], dims[1], MEL_KERNEL, frame_count(samples))]
+    convs, frames = [], samples
+    for inputs, outputs, kernel, stride in zip((1, *dims[:-1]), dims, FRONT_KERNELS, FRONT_STRIDES, strict=True):
+        frames = (frames - kernel) // stride + 1
+        convs.append(_Conv(inputs, outputs, kernel, frames))
+    return convs
+
+
+def _mel_frames(samples: int) -> int:
+    return (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
+
+
+def _mel_constants() -> int:
+    """Numbers in the Hann window, the first product, its two twiddle matrices, the second product, and the mel bank."""
+    n, half = MEL_RADIX, MEL_HALF
+    return RECEPTIVE_FIELD + n * 2 * n + 2 * n * n + 2 * n * 2 * half + n * half * MEL_BINS
+
+
+def _steps(a: Architecture, samples: int) -> int:
+    return -(-frame_count(samples) // a.frame_stride)
+
+
+def _position_kernel(a: Architecture, g: Geometry) -> int:
+    return g.position_kernel // a.frame_stride
+
+
+def _position_steps(a: Architecture, g: Geometry, steps: int) -> int:
+    """An even kernel, padded by its half on both sides, gives one step more than it reads."""
+    return steps + (_position_kernel(a, g) + 1) % 2
+
+
+def _params(a: Architecture, g: Geometry, keywords: int) -> int:
+    w = a.width
+    projection = 2 * a.front_width + (a.front_width * a.frame_stride + 1) * w  # with the norm before it
+    positions = (w // g.position_groups * _position_kernel(a, g) + 1) * w
+    layers = 0
+    for heads, ffn in zip(a.heads, a.ffn_dims, strict=True):
+        inner = heads * g.head_dim
+        layers += 3 * (w + 1) * inner + (inner + 1) * w + (w + 1) * ffn + (ffn + 1) * w + 4 * w
+    return _front_params(a, g) + projection + positions + 2 * w + layers + (w + 1) * (keywords + EMBEDDING_DIM)
+
+
+def _front_params(a: Architecture, g: Geometry) -> int:
+    convs = _front(a, g, RECEPTIVE_FIELD)
+    channels = sum(conv.outputs for conv in convs)
+    weights = sum(conv.weights for conv in convs)
+    if a.front_end == "mel":
+        return 2 * MEL_BINS + weights + channels
+    normed = channels if g.front_norm == "layer" else convs[0].outputs
+    return weights + (channels if g.conv_bias else 0) + 2 * normed
+
+
+def _macs(a: Architecture, g: Geometry, keywords: int, samples: int) -> dict[str, int]:
+    mel, w, s = a.front_end == "mel", a.width, _steps(a, samples)
+    convs = [conv.weights * conv.frames for conv in _front(a, g, samples)]
+    n, half = MEL_RADIX, MEL_HALF
+    inner = sum(a.heads) * g.head_dim
+    return {
+        "mel": _mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * MEL_BINS) if mel else 0,
+        "first_conv": 0 if mel else convs[0],  # over one channel: a kind of its own for a processor
+        "convs": sum(convs) if mel else sum(convs[1:]),
+        "projection": s * a.front_width * a.frame_stride * w,
+        "positions": _position_steps(a, g, s) * _position_kernel(a, g) * w * w // g.position_groups,
+        "qkvo": 4 * s * w * inner,
+        "attention": 2 * s * s * inner,
+        "ffn": 2 * s * w * sum(a.ffn_dims),
+        "heads": w * (keywords + EMBEDDING_DIM),
+    }
+
+
+def _alive(a: Architecture, g: Geometry, keywords: int, samples: int) -> Iterator[int]:
+    """Numbers alive beside the window at the operations that can be the peak; no other operation needs more."""
+    s = _steps(a, samples)
+    x, front = s * a.width, frame_count(samples) * a.front_width
+    if g.normalize_input:
+        yield 2 * samples + 1  # the centred window, its square, the variance
+    yield from _alive_in_front(a, g, samples)
+    yield front + s * a.frame_stride * a.front_width  # padded to whole strides
+    yield 2 * x + _position_steps(a, g, s) * a.width  # x, the positional convolution, its activation
+    for heads, ffn in zip(a.heads, a.ffn_dims, strict=True):
+        inner, logits = s * heads * g.head_dim, heads * s * s
+        if g.norm_order == "pre":
+            yield 2 * x + 3 * inner  # x, its norm, q, k, v
+        yield x + 3 * inner + logits  # x, q, k, v, q @ k
+        yield x + inner + 2 * logits  # x, v, the logits before and after softmax
+        yield x + 2 * s * ffn  # x, the hidden units before and after activation
+    yield a.width + keywords + EMBEDDING_DIM  # the pooled state and both heads
+    yield keywords + 2 * EMBEDDING_DIM + 1  # the logits, the embedding, its length, the unit embedding
+
+
+def _alive_in_front(a: Architecture, g: Geometry, samples: int) -> Iterator[int]:
+    convs = _front(a, g, samples)
+    if a.front_end == "mel":
+        yield _mel_frames(samples) * 5 * RECEPTIVE_FIELD  # a spectrum of 20 x 40 and three products of 20 x 20
+    elif g.front_norm == "group":
+        yield 2 * convs[0].outputs * convs[0].frames + convs[0].outputs  # the centred channels, their square, the variance
+    for conv in convs:
+        yield 2 * conv.outputs * conv.frames  # before and after activation

@@ -1,0 +1,159 @@
+"""A search space: what a search may choose, and the choosers that choose from it."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any, Protocol, TypeVar, cast
+
+from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, FrontEnd, Geometry
+from search_spaces.cost import cost
+
+T = TypeVar("T", str, int)
+
+
+class Chooser(Protocol):
+    """Chooses one of `choices`, all strings or all integers, for the parameter `name`. An Optuna trial is a chooser."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The choices for each field of an `Architecture`, in rising order.
+
+    front_widths: the front ends, and the widths of each.
+    heads, ffn_dims: chosen for each layer.
+    kept_layers: the allowed sets of teacher layers to start from; their lengths are the allowed depths.
+    Raises ValueError when a field has no choice or its choices do not rise.
+    """
+
+    name: str
+    front_widths: Mapping[FrontEnd, tuple[int, ...]]
+    frame_strides: tuple[int, ...]
+    widths: tuple[int, ...]
+    heads: tuple[int, ...]
+    ffn_dims: tuple[int, ...]
+    kept_layers: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        fields = ("frame_strides", "widths", "heads", "ffn_dims")
+        choices: dict[str, tuple[Any, ...]] = {field: getattr(self, field) for field in fields}
+        choices |= {f"front_widths of {front}": widths for front, widths in self.front_widths.items()}
+        choices |= {"front ends": tuple(range(len(self.front_widths))), "depths": self.depths}
+        choices |= {f"kept_layers of depth {depth}": self._kept(depth) for depth in self.depths}
+        for field, values in choices.items():
+            if not values or any(a >= b for a, b in pairwise(values)):
+                raise ValueError(f"space `{self.name}`: the {field} are {values}; at least one is needed, in rising order")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return tuple(sorted({len(kept) for kept in self.kept_layers}))
+
+    @property
+    def size(self) -> int:
+        """Number of architectures, exact."""
+        shared = sum(map(len, self.front_widths.values())) * len(self.frame_strides) * len(self.widths)
+        layer = len(self.heads) * len(self.ffn_dims)
+        layers: int = sum(layer ** len(kept) for kept in self.kept_layers)
+        return shared * layers
+
+    def architecture(self, chooser: Chooser) -> Architecture:
+        """The member that `chooser` chooses; always the same questions after the same answers.
+
+        Parameters: front_end, wave.front_width or mel.front_width, frame_stride, width, depth, depth<d>.kept_layers (written
+        `1-2-6`), layer<i>.heads and layer<i>.ffn_dim. Raises ValueError when an answer is none of the choices.
+        """
+        front_end = cast(FrontEnd, self._choose(chooser, "front_end", tuple(self.front_widths)))
+        front_width = self._choose(chooser, f"{front_end}.front_width", self.front_widths[front_end])
+        frame_stride = self._choose(chooser, "frame_stride", self.frame_strides)
+        width = self._choose(chooser, "width", self.widths)
+        depth = self._choose(chooser, "depth", self.depths)
+        kept = self._choose(chooser, f"depth{depth}.kept_layers", tuple(map(_dashed, self._kept(depth))))
+        layers = range(1, depth + 1)
+        return Architecture(
+            front_end=front_end,
+            front_width=front_width,
+            frame_stride=frame_stride,
+            width=width,
+            heads=tuple(self._choose(chooser, f"layer{i}.heads", self.heads) for i in layers),
+            ffn_dims=tuple(self._choose(chooser, f"layer{i}.ffn_dim", self.ffn_dims) for i in layers),
+            kept_layers=tuple(map(int, kept.split("-"))),
+        )
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        try:
+            return self.architecture(Replay(architecture)) == architecture
+        except ValueError:
+            return False
+
+    def smallest(self, geometry: Geometry) -> Architecture:
+        """The member of fewest weights (the first of its kept layers). It need not have the fewest operations."""
+        return min(self._corners(0), key=lambda corner: _params(corner, geometry))
+
+    def largest(self, geometry: Geometry) -> Architecture:
+        """The member of most weights (the last of its kept layers)."""
+        return max(self._corners(-1), key=lambda corner: _params(corner, geometry))
+
+    def _corners(self, end: int) -> list[Architecture]:
+        """One for each front end and stride, whose weights do not rise from one to the next; the other fields at one end."""
+        depth = self.depths[end]
+        return [
+            Architecture(
+                front_end=front_end,
+                front_width=self.front_widths[front_end][end],
+                frame_stride=stride,
+                width=self.widths[end],
+                heads=(self.heads[end],) * depth,
+                ffn_dims=(self.ffn_dims[end],) * depth,
+                kept_layers=self._kept(depth)[end],
+            )
+            for front_end, stride in product(self.front_widths, self.frame_strides)
+        ]
+
+    def _kept(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(kept for kept in self.kept_layers if len(kept) == depth)
+
+    def _choose(self, chooser: Chooser, name: str, choices: tuple[T, ...]) -> T:
+        choice: T = chooser.suggest_categorical(name, choices)
+        if choice not in choices:
+            raise ValueError(f"space `{self.name}` has no {name} {choice}; allowed are {', '.join(map(str, choices))}")
+        return choice
+
+
+@dataclass(frozen=True)
+class RandomChooser:
+    """Each choice of a parameter is equally likely (not each architecture)."""
+
+    random: random.Random
+
+    def suggest_categorical(self, name: str, choices: Sequence[T]) -> T:
+        return self.random.choice(choices)
+
+
+class Replay:
+    """Answers with an architecture's own choices, `answers` by name of parameter: a space gives it back, if it is a member."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        a = architecture
+        self.answers: dict[str, str | int] = {
+            "front_end": a.front_end,
+            f"{a.front_end}.front_width": a.front_width,
+            "frame_stride": a.frame_stride,
+            "width": a.width,
+            "depth": a.depth,
+            f"depth{a.depth}.kept_layers": _dashed(a.kept_layers),
+        }
+        for i, (heads, ffn_dim) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
+            self.answers |= {f"layer{i}.heads": heads, f"layer{i}.ffn_dim": ffn_dim}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> str | int:
+        return self.answers[name]
+
+
+def _dashed(layers: tuple[int, ...]) -> str:
+    return "-".join(map(str, layers))
+
+
+def _params(architecture: Architecture, geometry: Geometry) -> int:
+    return cost(architecture, geometry, keywords=1, samples=RECEPTIVE_FIELD).params

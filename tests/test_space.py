@@ -1,0 +1,250 @@
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, TypeVar
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.architecture import Architecture, Geometry
+from search_spaces.catalog import CATALOG, find_space, paper_student
+from search_spaces.cost import cost
+from search_spaces.space import RandomChooser, Replay, SearchSpace
+
+T = TypeVar("T", str, int)
+
+
+def teacher(depth: int, width: int, heads: int, ffn_dim: int, front_width: int) -> Architecture:
+    return Architecture(
+        front_end="wave",
+        front_width=front_width,
+        frame_stride=1,
+        width=width,
+        heads=(heads,) * depth,
+        ffn_dims=(ffn_dim,) * depth,
+        kept_layers=tuple(range(1, depth + 1)),
+    )
+
+
+MINI_GEOMETRY = Geometry(
+    head_dim=64,
+    conv_dims=(32, 64, 128, 128, 128, 128, 128),
+    conv_bias=True,
+    front_norm="layer",
+    norm_order="post",
+    position_kernel=64,
+    position_groups=16,
+    normalize_input=True,
+)
+BASE_GEOMETRY = replace(MINI_GEOMETRY, conv_dims=(512,) * 7, conv_bias=False, front_norm="group", position_kernel=128)
+LARGE_GEOMETRY = replace(BASE_GEOMETRY, conv_bias=True, front_norm="layer", norm_order="pre")
+TINY_GEOMETRY = replace(MINI_GEOMETRY, head_dim=8, conv_dims=(4,) * 7, position_groups=4)
+TEACHERS = {
+    "mini": (teacher(6, 256, 4, 768, 128), MINI_GEOMETRY),
+    "base": (teacher(12, 768, 12, 3072, 512), BASE_GEOMETRY),
+    "large": (teacher(24, 1024, 16, 4096, 512), LARGE_GEOMETRY),
+    "tiny": (teacher(1, 8, 1, 6, 4), TINY_GEOMETRY),
+}
+MINI, BASE = TEACHERS["mini"][0], TEACHERS["base"][0]
+SPACE = SearchSpace(
+    name="little",
+    front_widths={"wave": (4, 8), "mel": (6,)},
+    frame_strides=(1, 2),
+    widths=(16, 32),
+    heads=(1, 2),
+    ffn_dims=(8, 16, 24),
+    kept_layers=((1,), (1, 2), (1, 6)),
+)
+
+
+class Digits:
+    """Answers with the next digit of a mixed-radix number: all digits enumerate a space."""
+
+    def __init__(self, digits: list[int]) -> None:
+        self.digits, self.radices = digits, list[int]()
+
+    def suggest_categorical(self, name: str, choices: Sequence[T]) -> T:
+        place = len(self.radices)
+        self.radices.append(len(choices))
+        if place == len(self.digits):
+            self.digits.append(0)
+        return choices[self.digits[place]]
+
+
+def members(space: SearchSpace) -> Iterator[Architecture]:
+    """Every path through the questions, depth first: an enumeration that knows nothing of the fields."""
+    digits: list[int] = []
+    while True:
+        chooser = Digits(digits)
+        yield space.architecture(chooser)
+        while digits and digits[-1] == chooser.radices[len(digits) - 1] - 1:
+            digits.pop()
+        if not digits:
+            return
+        digits[-1] += 1
+
+
+def spaces() -> list[Any]:
+    return [pytest.param(CATALOG[name](*TEACHERS[of]), *TEACHERS[of], id=f"{name}-{of}") for name, of in product(CATALOG, TEACHERS)]
+
+
+def weights(architecture: Architecture, geometry: Geometry) -> int:
+    return cost(architecture, geometry, keywords=12, samples=16_080).params
+
+
+def test_size_is_the_number_of_members() -> None:
+    found = list(members(SPACE))
+    assert len(found) == len(set(found)) == SPACE.size == 3 * 2 * 2 * (6 + 2 * 36)
+
+
+def test_size_of_a_named_space() -> None:
+    space = find_space("default", *TEACHERS["tiny"])
+    assert len(set(members(space))) == space.size
+
+
+def test_every_member_replays_to_itself() -> None:
+    for architecture in members(SPACE):
+        assert SPACE.architecture(Replay(architecture)) == architecture
+        assert architecture in SPACE
+
+
+def test_extremes_bound_every_member() -> None:
+    counts = [weights(architecture, MINI_GEOMETRY) for architecture in members(SPACE)]
+    assert weights(SPACE.smallest(MINI_GEOMETRY), MINI_GEOMETRY) == min(counts)
+    assert weights(SPACE.largest(MINI_GEOMETRY), MINI_GEOMETRY) == max(counts)
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(sorted(CATALOG)), st.sampled_from(sorted(TEACHERS)))
+def test_random_members_replay_and_lie_between_the_extremes(source: random.Random, name: str, of: str) -> None:
+    original, geometry = TEACHERS[of]
+    space = find_space(name, original, geometry)
+    architecture = space.architecture(RandomChooser(source))
+    assert architecture in space
+    assert space.architecture(Replay(architecture)) == architecture
+    smallest, largest = (weights(a, geometry) for a in (space.smallest(geometry), space.largest(geometry)))
+    assert smallest <= weights(architecture, geometry) <= largest
+
+
+def test_the_same_seed_gives_the_same_members() -> None:
+    space = find_space("default", MINI, MINI_GEOMETRY)
+    one, other = (RandomChooser(random.Random(3)) for _ in range(2))
+    assert [space.architecture(one) for _ in range(5)] == [space.architecture(other) for _ in range(5)]
+
+
+def test_an_optuna_trial_chooses_and_its_parameters_are_the_replays_answers() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        architecture = SPACE.architecture(trial)
+        assert trial.params == Replay(architecture).answers
+        assert SPACE.architecture(optuna.trial.FixedTrial(trial.params)) == architecture
+
+
+def test_names_of_the_parameters() -> None:
+    a = Architecture(front_end="mel", front_width=6, frame_stride=1, width=16, heads=(1, 2), ffn_dims=(8, 24), kept_layers=(1, 6))
+    assert list(Replay(a).answers.items()) == [
+        ("front_end", "mel"),
+        ("mel.front_width", 6),
+        ("frame_stride", 1),
+        ("width", 16),
+        ("depth", 2),
+        ("depth2.kept_layers", "1-6"),
+        ("layer1.heads", 1),
+        ("layer1.ffn_dim", 8),
+        ("layer2.heads", 2),
+        ("layer2.ffn_dim", 24),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 96}, "space `little` has no width 96; allowed are 16, 32"),
+        ({"front_width": 6}, "no wave.front_width 6; allowed are 4, 8"),
+        ({"kept_layers": (2, 3)}, "no depth2.kept_layers 2-3; allowed are 1-2, 1-6"),
+        ({"heads": (1, 3)}, "no layer2.heads 3; allowed are 1, 2"),
+        ({"heads": (1,) * 3, "ffn_dims": (8,) * 3, "kept_layers": (1, 2, 3)}, "no depth 3; allowed are 1, 2"),
+    ],
+)
+def test_a_stranger_is_refused_by_field(change: dict[str, Any], message: str) -> None:
+    member = SPACE.largest(MINI_GEOMETRY)
+    stranger = replace(member, **{"front_end": "wave", "front_width": 4, **change})
+    assert stranger not in SPACE
+    with pytest.raises(ValueError, match=message):
+        SPACE.architecture(Replay(stranger))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": (32, 16)}, r"the widths are \(32, 16\)"),
+        ({"heads": ()}, r"the heads are \(\)"),
+        ({"front_widths": {"mel": (8, 8)}}, "the front_widths of mel"),
+        ({"front_widths": {}}, "the front ends are"),
+        ({"kept_layers": ()}, "the depths are"),
+        ({"kept_layers": ((1, 6), (1, 2))}, "the kept_layers of depth 2"),
+    ],
+)
+def test_a_space_of_empty_or_unordered_choices_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SPACE, **change)
+
+
+@pytest.mark.parametrize(("space", "original", "geometry"), spaces())
+def test_nothing_in_a_named_space_exceeds_the_teacher(space: SearchSpace, original: Architecture, geometry: Geometry) -> None:
+    assert all(max(widths) <= original.front_width for widths in space.front_widths.values())
+    assert max(space.widths) <= original.width
+    assert max(space.heads) <= original.heads[0]
+    assert max(space.ffn_dims) <= original.ffn_dims[0]
+    assert max(map(max, space.kept_layers)) <= original.depth
+    assert all(width % geometry.position_groups == 0 for width in space.widths)
+
+
+@pytest.mark.parametrize("of", ["mini", "base", "large"])
+def test_the_teacher_is_the_largest_of_the_default_space(of: str) -> None:
+    original, geometry = TEACHERS[of]
+    assert find_space("default", original, geometry).largest(geometry) == original
+
+
+@pytest.mark.parametrize("of", TEACHERS)
+def test_the_default_space_holds_the_teacher_and_the_papers_student(of: str) -> None:
+    original, geometry = TEACHERS[of]
+    space = find_space("default", original, geometry)
+    assert original in space
+    assert paper_student(original) in space
+    assert paper_student(original) in find_space("paper", original, geometry)
+
+
+def test_bounds_of_the_default_space_of_the_bundled_teacher() -> None:
+    space = find_space("default", MINI, MINI_GEOMETRY)
+    assert space.size > 10**6
+    assert 80_000 < weights(space.smallest(MINI_GEOMETRY), MINI_GEOMETRY) < 120_000
+
+
+@pytest.mark.parametrize("of", ["mini", "base", "large"])
+def test_the_edge_space_is_small_whatever_the_teacher(of: str) -> None:
+    original, geometry = TEACHERS[of]
+    space = find_space("edge", original, geometry)
+    assert 80_000 < weights(space.smallest(geometry), geometry) < 120_000
+    assert weights(space.largest(geometry), geometry) < 2_000_000
+
+
+def test_the_papers_student_has_the_teachers_convolutions_and_first_two_layers() -> None:
+    student = paper_student(BASE)
+    assert student == teacher(2, 768, 12, 3072, 512)
+    assert paper_student(TEACHERS["tiny"][0]) == TEACHERS["tiny"][0]
+
+
+def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
+    kept = find_space("paper", BASE, BASE_GEOMETRY).kept_layers
+    names = ["-".join(map(str, layers)) for layers in kept]
+    assert " ".join(names) == "1 12 1-2 1-12 6-12 1-2-3 1-6-12 4-8-12 1-2-3-4 1-4-8-12 3-6-9-12"
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="no space `tiny`; the known ones are default, edge, paper"):
+        find_space("tiny", MINI, MINI_GEOMETRY)

@@ -1,0 +1,1 @@
+"""How a student learns: corpora, teacher, distillation, joint fine-tuning, scores."""

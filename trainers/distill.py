@@ -1,0 +1,81 @@
+"""Distillation: the student learns to predict the teacher's hidden states (Kerpicci et al., arXiv 2210.16611)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.batches import Augmentation, shuffled
+from trainers.precision import autocast
+from trainers.student import Student
+from trainers.targets import Targets
+
+Progress = Callable[[int, int], None]
+CLIP_NORM = 5.0
+
+
+def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
+    """L1 over K channels minus log sigmoid of the cosine, per frame; the mean over frames and clips where the paper sums over
+    frames (with windows of one length the two differ by a constant, which Adam does not see)."""
+    distance_bt = (predicted_btk - target_btk).abs().mean(-1)
+    return (distance_bt - F.logsigmoid(F.cosine_similarity(predicted_btk, target_btk, dim=-1))).mean()
+
+
+def warm_up(optimizer: torch.optim.Optimizer, steps: int, share: float = 0.1) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear over the first `share` of the steps, then constant: training on from any step is exact."""
+    length = max(1, round(steps * share))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRecipe:
+    """steps: updates. batch: windows an update. rate: AdamW's."""
+
+    steps: int
+    batch: int
+    rate: float = 5e-4
+
+
+def distill(
+    student: Student,
+    targets: Targets,
+    recipe: DistillRecipe,
+    *,
+    augment: Augmentation,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Trains the student in place; returns the loss of every step. What the student hears is augmented, its targets are clean."""
+    rng = np.random.default_rng(seed)
+    student.to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.rate, weight_decay=0.01)
+    schedule = warm_up(optimizer, recipe.steps)
+    order = shuffled(np.arange(len(targets.rows)), rng)
+    losses = []
+    for step in range(recipe.steps):
+        picked = np.array([next(order) for _ in range(recipe.batch)])
+        states = targets.batch(picked, device)
+        audio = torch.from_numpy(augment(targets.audio(picked), rng)).to(device)
+        with autocast(device):
+            predicted = student.predict_teacher(audio, states[0].shape[1])
+        loss = torch.stack([distillation_loss(p.float(), s) for p, s in zip(predicted, states)]).sum()
+        update(student, optimizer, loss)
+        schedule.step()
+        losses.append(loss.item())
+        if progress:
+            progress(step + 1, recipe.steps)
+    return losses
+
+
+def update(student: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One clipped step. Raises FloatingPointError when the loss is not finite: a candidate then fails instead of scoring noise."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss.item()}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+    optimizer.step()

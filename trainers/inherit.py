@@ -1,0 +1,124 @@
+"""A student's first weights, from the teacher layers that it keeps.
+
+Where the student is narrower it takes the teacher's most important channels, heads and units. Importance is the norm of the
+weights that write to them: a channel that no layer writes to carries nothing. One set of residual channels serves all layers,
+since they share the stream.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront
+
+
+@torch.no_grad()
+def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
+    """Overwrites the student's weights in place. What the teacher has no counterpart of (a mel front end) keeps its random start.
+
+    Raises ValueError when the student is wider somewhere than its teacher, or keeps a layer that the teacher lacks.
+    """
+    a = student.architecture
+    _check_fits(student, teacher)
+    channels = _most_important(_stream_importance(teacher, a.kept_layers), a.width)
+    front = torch.arange(0)
+    if isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
+        front = _inherit_front(student.front, teacher.front)
+        _copy_norm(student.front_norm, teacher.front_norm, front)
+        # two frames are projected together with half the weight each: the projection of their mean
+        student.projection.weight.copy_(teacher.projection.weight[channels][:, front].repeat(1, a.frame_stride) / a.frame_stride)
+        student.projection.bias.copy_(teacher.projection.bias[channels])
+    _inherit_positions(student, teacher, channels)
+    _copy_norm(student.norm, teacher.norm, channels)
+    for layer, kept in zip(student.layers, a.kept_layers):
+        source = teacher.layers[kept - 1]
+        assert isinstance(layer, Layer) and isinstance(source, Layer)
+        _inherit_layer(layer, source, channels, student.geometry.head_dim)
+
+
+def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
+    a, t = student.architecture, teacher.architecture
+    if a.kept_layers[-1] > t.depth:
+        raise ValueError(f"the student keeps layer {a.kept_layers[-1]}; its teacher has {t.depth}")
+    wider = a.width > t.width or max(a.heads) > min(t.heads) or max(a.ffn_dims) > min(t.ffn_dims)
+    if wider or (a.front_end == "wave" and a.front_width > t.front_width):
+        raise ValueError(
+            "the student is wider than its teacher: width, heads, ffn_dims and a wave front's width must not exceed the teacher's"
+        )
+
+
+def _most_important(importance: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest, in rising order, so that an equal count keeps the teacher's order."""
+    return importance.topk(count).indices.sort().values
+
+
+def _stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
+    """(teacher width,): squared norm of everything that writes to a channel of the residual stream."""
+    total = teacher.projection.weight.square().sum(1)
+    for index in kept:
+        layer = teacher.layers[index - 1]
+        assert isinstance(layer, Layer)
+        total = total + layer.attention.out.weight.square().sum(1) + layer.ffn_out.weight.square().sum(1)
+    return total
+
+
+def _inherit_front(student: WaveFront, teacher: WaveFront) -> Tensor:
+    """Copies the most important channels, convolution by convolution; returns those of the last."""
+    inputs = torch.tensor([0])
+    for conv, norm, source, source_norm in zip(student.convs, student.norms, teacher.convs, teacher.norms):
+        assert isinstance(conv, nn.Conv1d) and isinstance(source, nn.Conv1d)
+        weight = source.weight[:, inputs]
+        outputs = _most_important(weight.square().sum((1, 2)), conv.out_channels)
+        conv.weight.copy_(weight[outputs])
+        if conv.bias is not None and source.bias is not None:
+            conv.bias.copy_(source.bias[outputs])
+        if not isinstance(norm, nn.Identity):
+            _copy_norm(norm, source_norm, outputs)
+        inputs = outputs
+    return inputs
+
+
+def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels: Tensor) -> None:
+    """Channels keep their own taps; an input channel that sat in another group of the teacher starts at zero."""
+    conv, source = student.positions.conv, teacher.positions.conv
+    size, source_size = conv.in_channels // conv.groups, source.in_channels // source.groups
+    stride, taps = student.architecture.frame_stride, conv.kernel_size[0]
+    # one step stands for `stride` frames: its tap is the sum of theirs
+    weight = source.weight[..., : taps * stride].unflatten(-1, (taps, stride)).sum(-1)
+    conv.weight.zero_()
+    for row, channel in enumerate(channels.tolist()):
+        for column in range(size):
+            other = int(channels[row // size * size + column])
+            if other // source_size == channel // source_size:
+                conv.weight[row, column] = weight[channel, other % source_size]
+    assert conv.bias is not None and source.bias is not None
+    conv.bias.copy_(source.bias[channels])
+
+
+def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int) -> None:
+    heads = _most_important(_head_importance(source.attention, head_dim), layer.attention.heads)
+    inside = (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    units = _most_important(source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0), layer.ffn_in.out_features)
+    for name in ("q", "k", "v"):
+        _copy_linear(getattr(layer.attention, name), getattr(source.attention, name), inside, channels)
+    _copy_linear(layer.attention.out, source.attention.out, channels, inside)
+    _copy_linear(layer.ffn_in, source.ffn_in, units, channels)
+    _copy_linear(layer.ffn_out, source.ffn_out, channels, units)
+    _copy_norm(layer.attention_norm, source.attention_norm, channels)
+    _copy_norm(layer.ffn_norm, source.ffn_norm, channels)
+
+
+def _head_importance(attention: Attention, head_dim: int) -> Tensor:
+    """(heads,): norm of what a head reads times norm of what it writes."""
+    read = attention.v.weight.square().unflatten(0, (-1, head_dim)).sum((1, 2))
+    return read * attention.out.weight.square().unflatten(1, (-1, head_dim)).sum((0, 2))
+
+
+def _copy_linear(to: nn.Linear, source: nn.Linear, rows: Tensor, columns: Tensor) -> None:
+    to.weight.copy_(source.weight[rows][:, columns])
+    to.bias.copy_(source.bias[rows])
+
+
+def _copy_norm(to: nn.Module, source: nn.Module, channels: Tensor) -> None:
+    assert isinstance(to, nn.LayerNorm | nn.GroupNorm) and isinstance(source, type(to))
+    to.weight.copy_(source.weight[channels])
+    to.bias.copy_(source.bias[channels])

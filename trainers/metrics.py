@@ -1,0 +1,113 @@
+"""Keyword accuracy and equal error rate, with 95 % intervals from a bootstrap over speakers. All rates are in percent."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+Bools = NDArray[np.bool_]
+
+RESAMPLES = 1000
+INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A figure in percent with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def accuracy(correct: Bools, weights: Floats | None = None) -> float:
+    """Share of correct clips in percent; `weights` (clips,) counts a clip more than once, as a bootstrap does."""
+    return float(100 * np.average(correct, weights=weights))
+
+
+def equal_error_rate(scores: Floats, same: Bools, weights: Floats | None = None) -> float:
+    """Percent at which false acceptances and false rejections meet, interpolated between neighbouring thresholds.
+
+    scores (trials,): higher is more alike. same (trials,): the same speaker. Equal scores move together. Raises ValueError
+    unless both kinds of trial are there (with weight).
+    """
+    order = np.argsort(-scores, kind="stable")
+    return _sorted_equal_error_rate(scores[order], same[order], np.ones(len(scores)) if weights is None else weights[order])
+
+
+def _sorted_equal_error_rate(scores: Floats, same: Bools, weights: Floats) -> float:
+    targets, impostors = np.cumsum(weights * same), np.cumsum(weights * ~same)
+    if not (targets[-1] > 0 and impostors[-1] > 0):
+        raise ValueError("an equal error rate needs trials of the same and of different speakers")
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    accepted_wrongly = np.append(0.0, impostors[last_of_tie] / impostors[-1])
+    rejected_wrongly = 1 - np.append(0.0, targets[last_of_tie] / targets[-1])
+    gap = accepted_wrongly - rejected_wrongly  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(100 * (accepted_wrongly[after - 1] + share * (accepted_wrongly[after] - accepted_wrongly[after - 1])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a student did on one split, clip by clip and trial by trial: enough for every figure and its interval.
+
+    correct, clip_speakers (clips,). trial_scores, same, enrol_speakers, test_speakers (trials,). Speakers are numbers.
+    """
+
+    correct: Bools
+    clip_speakers: Ints
+    trial_scores: Floats
+    same: Bools
+    enrol_speakers: Ints
+    test_speakers: Ints
+
+
+def draw_speakers(outcome: Outcome, seed: int = 0) -> Ints:
+    """(resamples, speakers): how often each speaker is drawn. The same seed pairs the resamples of two students."""
+    speakers = 1 + max(int(outcome.clip_speakers.max()), int(outcome.enrol_speakers.max()), int(outcome.test_speakers.max()))
+    return np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=RESAMPLES)
+
+
+def bootstrap(outcome: Outcome, drawn: Ints) -> tuple[Floats, Floats]:
+    """Accuracy and equal error rate of every resample, each (resamples,); NaN where a resample lacks one kind of trial.
+
+    A trial between two speakers counts as often as both were drawn (their product), a trial of one speaker as often as that one.
+    """
+    order = np.argsort(-outcome.trial_scores, kind="stable")
+    scores, same = outcome.trial_scores[order], outcome.same[order]
+    enrol, test = outcome.enrol_speakers[order], outcome.test_speakers[order]
+    accuracies, rates = np.full(len(drawn), np.nan), np.full(len(drawn), np.nan)
+    for i, counts in enumerate(drawn):
+        clips = counts[outcome.clip_speakers].astype(float)
+        weights = np.where(same, counts[enrol], counts[enrol] * counts[test]).astype(float)
+        if clips.any():
+            accuracies[i] = accuracy(outcome.correct, clips)
+        if (weights * same).any() and (weights * ~same).any():
+            rates[i] = _sorted_equal_error_rate(scores, same, weights)
+    return accuracies, rates
+
+
+def rates(outcome: Outcome) -> tuple[Rate, Rate]:
+    """Keyword accuracy and equal error rate with their intervals."""
+    accuracies, errors = bootstrap(outcome, draw_speakers(outcome))
+    return _rate(accuracy(outcome.correct), accuracies), _rate(equal_error_rate(outcome.trial_scores, outcome.same), errors)
+
+
+def changes(outcome: Outcome, baseline: Outcome) -> tuple[Rate, Rate]:
+    """Accuracy and equal error rate minus the baseline's, in points, with paired intervals: both see the same speakers drawn."""
+    drawn = draw_speakers(baseline)
+    ours, theirs = bootstrap(outcome, drawn), bootstrap(baseline, drawn)
+    values = (
+        accuracy(outcome.correct) - accuracy(baseline.correct),
+        equal_error_rate(outcome.trial_scores, outcome.same) - equal_error_rate(baseline.trial_scores, baseline.same),
+    )
+    first, second = (_rate(value, a - b) for value, a, b in zip(values, ours, theirs))
+    return first, second
+
+
+def _rate(value: float, resampled: Floats) -> Rate:
+    low, high = np.nanpercentile(resampled, INTERVAL)
+    return Rate(value=value, low=float(low), high=float(high))

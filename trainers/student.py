@@ -1,0 +1,119 @@
+"""A student: the encoder, the prediction layers it is distilled through, and one linear head a task.
+
+On disk it is a folder: `architecture.json` (architecture, geometry, keywords) and `weights.safetensors`.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
+from trainers.encoder import SpeechEncoder
+
+ARCHITECTURE_FILE = "architecture.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class Student(nn.Module):
+    """Audio window -> keyword logits and speaker embedding.
+
+    In training, the mean over time goes through the prediction layers, one of `target_width` for each of the teacher's
+    `predicted_layers` (as in Kerpicci et al., arXiv 2210.16611, they stay after distillation and the heads read them; a
+    fine-tuned teacher has none), then through a batch norm, which takes out what all clips share: without it every
+    embedding points the same way at first. In evaluation all of this is one linear map, and `folded` multiplies it into the
+    heads: the same function with fewer weights. A folded student is what is scored, saved and exported.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        geometry: Geometry,
+        keywords: tuple[str, ...],
+        *,
+        predicted_layers: tuple[int, ...] = (),
+        target_width: int = 0,
+        is_folded: bool = True,
+    ) -> None:
+        super().__init__()
+        assert not (is_folded and predicted_layers), "a folded student has no prediction layers"
+        self.keywords, self.predicted_layers, self.target_width = keywords, predicted_layers, target_width
+        self.encoder = SpeechEncoder(architecture, geometry)
+        self.predictions = nn.ModuleList(
+            nn.Linear(architecture.width, target_width * architecture.frame_stride) for _ in predicted_layers
+        )
+        features = target_width * len(predicted_layers) or architecture.width
+        self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(features, affine=False)
+        self.keyword_head = nn.Linear(features, len(keywords))
+        self.speaker_head = nn.Linear(features, EMBEDDING_DIM)
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.encoder.architecture
+
+    def predict_teacher(self, x_bn: Tensor, frames: int) -> list[Tensor]:
+        """(batch, samples) -> for each predicted layer (batch, frames, target_width) at 50 frames/s."""
+        state_bsw = self.encoder(x_bn)[-1]
+        return [layer(state_bsw).unflatten(-1, (-1, self.target_width)).flatten(1, 2)[:, :frames] for layer in self.predictions]
+
+    def forward(self, x_bn: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""
+        features_bf = self._features(self.encoder(x_bn)[-1].mean(1))
+        return self.keyword_head(features_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
+
+    def _features(self, pooled_bw: Tensor) -> Tensor:
+        """What the heads read, (batch, features). Prediction layers are linear, so they may follow the mean over time; the
+        two frames that a layer predicts from one step of stride 2 are averaged."""
+        if self.predictions:
+            means = [layer(pooled_bw).unflatten(-1, (-1, self.target_width)).mean(1) for layer in self.predictions]
+            pooled_bw = torch.cat(means, -1)
+        features: Tensor = self.norm(pooled_bw)
+        return features
+
+    @torch.no_grad()
+    def folded(self) -> "Student":
+        """A folded student of the same function in evaluation."""
+        student = Student(self.architecture, self.encoder.geometry, self.keywords).to(self.keyword_head.weight.device)
+        student.encoder.load_state_dict(self.encoder.state_dict())
+        was_training, eye = self.training, torch.eye(self.architecture.width, device=self.keyword_head.weight.device)
+        self.eval()
+        bias_1f = self._features(torch.zeros_like(eye[:1]))
+        weight_wf = self._features(eye) - bias_1f
+        self.train(was_training)
+        for name in ("keyword_head", "speaker_head"):
+            head, folded = getattr(self, name), getattr(student, name)
+            folded.weight.copy_(head.weight @ weight_wf.T)
+            folded.bias.copy_(head(bias_1f)[0])
+        return student.eval()
+
+
+def save_student(student: Student, folder: Path) -> None:
+    """Writes a folded student. Weights first: a folder with an `architecture.json` is complete."""
+    assert isinstance(student.norm, nn.Identity), "fold a student before it is saved"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in student.state_dict().items()}, folder / WEIGHTS_FILE)
+    description = {
+        "architecture": json.loads(student.architecture.to_json()),
+        "geometry": json.loads(student.encoder.geometry.to_json()),
+        "keywords": list(student.keywords),
+    }
+    (folder / ARCHITECTURE_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_student(folder: Path) -> Student:
+    """Raises ValueError when the folder is not a student."""
+    try:
+        description = json.loads((folder / ARCHITECTURE_FILE).read_text())
+        weights = load_file(folder / WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a student: {Path(error.filename or WEIGHTS_FILE).name} is missing") from None
+    student = Student(
+        Architecture.from_dict(description["architecture"]),
+        Geometry.from_dict(description["geometry"]),
+        tuple(description["keywords"]),
+    )
+    student.load_state_dict(weights)
+    return student.eval()
