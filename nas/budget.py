@@ -30,7 +30,7 @@ def parse_budget(text: str) -> Budget:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpu|gpu)-(second|minute|hour|day)s?\s*", text)
     if not match or float(match[1]) == 0:
         raise ValueError(
-            f"budget {text!r} does not parse; write an amount above zero, a resource and a unit: 8gpu-days, 4gpu-hours, 30cpu-minutes"
+            f"budget {text!r} does not parse; write an amount above zero with its unit: 8gpu-days, 4gpu-hours, 30cpu-minutes"
         )
     return Budget(resource="gpu" if match[2] == "gpu" else "cpu", seconds=float(match[1]) * UNITS[match[3]])
 

@@ -1,4 +1,4 @@
-"""The command line: thin commands that import late and hand over at once. A user's mistake is one line; --debug shows the traceback."""
+"""The command line: thin commands that import late. A user's mistake is one line; --debug shows the traceback."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def search(
         int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
     ] = None,
     finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
-    batch: Annotated[int, typer.Option(help="Windows an update.")] = 32,
+    batch: Annotated[int, typer.Option(help="Windows an update.")] = 16,
     cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
     gpus: Annotated[
         float | None, typer.Option(help="GPUs of one worker, fractions too; default: 0.5 with a GPU budget, else 0.")
@@ -63,16 +63,13 @@ def search(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for students within a budget and log the front to MLflow."""
-    from rich.console import Console
-
     from nas.budget import parse_budget
     from nas.config import StudyConfig
-    from nas.report import rich_table
+    from nas.progress import console
     from nas.search import check_config
     from nas.search import search as run_search
     from nas.study import create_study, open_study
 
-    console = Console()
     if resume is not None:
         study = open_study(resume)
         if budget is not None:
@@ -106,16 +103,22 @@ def search(
         check_config(config)
         study = create_study(config)
     try:
-        front = run_search(study, console, ray_address=ray_address)
+        front = run_search(study, console(), ray_address=ray_address)
     except KeyboardInterrupt:
-        typer.echo(
-            f"\ninterrupted; the front so far is in {study.folder}/front.json; continue with:\n  srlnas search --resume {study.config.name}"
-        )
+        typer.echo(f"\ninterrupted; the front so far is in {study.folder}/front.json; continue with:")
+        typer.echo(f"  srlnas search --resume {study.config.name}")
         raise typer.Exit(INTERRUPTED) from None
-    console.print(rich_table(front))
-    for note in front["notes"]:
-        console.print(f"- {note}")
+    print_front(front)
     typer.echo(next_steps(study.config.name, study.config.tracking_uri))
+
+
+def print_front(front: dict[str, Any]) -> None:
+    from nas.progress import console
+    from nas.report import rich_table
+
+    console().print(rich_table(front))
+    for note in front["notes"]:
+        typer.echo(f"- {note}")
 
 
 def next_steps(study: str, tracking_uri: str | None) -> str:
@@ -147,9 +150,7 @@ def front(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the front of a study, finished or not."""
-    from rich.console import Console
-
-    from nas.report import FRONT_FILE, build_front, rich_table
+    from nas.report import FRONT_FILE, build_front
     from nas.study import open_study
 
     opened = open_study(study)
@@ -157,9 +158,7 @@ def front(
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
-    Console().print(rich_table(content))
-    for note in content["notes"]:
-        typer.echo(f"- {note}")
+    print_front(content)
 
 
 @app.command()
@@ -169,16 +168,17 @@ def export(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Export a model for its device, checked against the trained student on real clips."""
+    from nas.connection import default_tracking_uri
     from nas.publish import export_model
-    from nas.tracking import default_tracking_uri
 
     bundle = export_model(model, name, tracking_uri or default_tracking_uri(), Path("deploy/exports"))
     parity = bundle.manifest["parity"]
+    difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
     typer.echo(
-        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the trained student by at most "
-        f"{max(parity['max_abs_logits'], parity['max_abs_embedding']):.1e} over {parity['clips']} clips\n"
-        f"check it on a clip of your own:\n  {Path(sys.executable)} {bundle.folder}/classify.py CLIP.wav"
+        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
+        f"at most {difference:.1e} over {parity['clips']} clips\ncheck it on a clip of your own:"
     )
+    typer.echo(f"  {sys.executable} {bundle.folder}/classify.py CLIP.wav")
 
 
 @app.command()
@@ -187,11 +187,11 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open MLflow's pages on this machine alone."""
-    from nas.tracking import default_tracking_uri, ui_command
+    from nas.connection import ENVIRONMENT, default_tracking_uri, ui_command
 
     command = ui_command(tracking_uri or default_tracking_uri(), port)
     typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    os.execv(command[0], command)
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
 
 
 @app.command()
@@ -199,10 +199,10 @@ def spaces(
     teacher: Annotated[str, typer.Option(help="`mini`, a folder or a hub id: spaces are made from a teacher.")] = "mini",
 ) -> None:
     """List the search spaces with their size and the range of their students."""
-    from rich.console import Console
     from rich.table import Table
 
     from nas.describe import space_rows
+    from nas.progress import console
 
     table = Table(
         title=f"search spaces for the teacher {teacher}",
@@ -212,7 +212,7 @@ def spaces(
         table.add_column(column, justify="left" if column == "space" else "right")
     for row in space_rows(teacher):
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
 
 
 @data_app.command("import")
@@ -223,12 +223,10 @@ def data_import(
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
 ) -> None:
     """Import a folder of audio files; splits are speaker-disjoint and always the same."""
-    from rich.console import Console
-
-    from nas.progress import progress
+    from nas.progress import console, progress
     from trainers.importers import import_folder
 
-    with progress(Console(stderr=True), f"importing {folder}") as tick:
+    with progress(console(stderr=True), f"importing {folder}") as tick:
         report = import_folder(folder, pattern, out, seed=seed, progress=tick)
     typer.echo(f"{out}: {report}")
 
@@ -241,14 +239,12 @@ def data_check(
     cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
 ) -> None:
     """Decode a corpus and report clips, hours, keywords, speakers, splits and unreadable files."""
-    from rich.console import Console
-
     from nas.describe import check_lines
-    from nas.progress import progress
+    from nas.progress import console, progress
     from trainers.corpora import check_trainable, describe, load_corpus
     from trainers.trials import load_trials
 
-    with progress(Console(stderr=True), "decoding") as tick:
+    with progress(console(stderr=True), "decoding") as tick:
         loaded = load_corpus(corpus, cache, tick)
     content: dict[str, Any] = describe(loaded)
     if trials:

@@ -1,5 +1,6 @@
 """Ray: connecting to it, and one training as it runs in a worker."""
 
+import json
 import os
 import traceback
 from pathlib import Path
@@ -44,12 +45,12 @@ def workers(config: StudyConfig, budget: Budget) -> int:
     cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
     if budget.resource == "gpu" and not gpus:
         raise ValueError(
-            f"the budget names GPUs and the cluster has none ({cpus:g} CPUs); give it in cpu-hours, or --ray-address of a cluster with GPUs"
+            f"the budget names GPUs and the cluster has none ({cpus:g} CPUs); give cpu-hours, or the --ray-address of one that has"
         )
     possible = min(cpus / config.cpus, gpus / config.gpus if config.gpus else float("inf"))
     if possible < 1:
         raise ValueError(
-            f"a worker of {config.cpus:g} CPUs and {config.gpus:g} GPUs does not fit into a cluster of {cpus:g} CPUs and {gpus:g} GPUs"
+            f"a worker of {config.cpus:g} CPUs and {config.gpus:g} GPUs is more than the cluster has ({cpus:g} and {gpus:g})"
         )
     return int(possible)
 
@@ -68,7 +69,7 @@ def run_task(text: str) -> dict[str, Any]:
 
 
 def trainable(config: dict[str, Any]) -> None:
-    """What Ray Tune runs."""
+    """What Ray Tune runs. The report travels as JSON, because Tune flattens nested results and mixes its own fields in."""
     from ray import tune
 
-    tune.report(run_task(config["task"]))
+    tune.report({"report": json.dumps(run_task(config["task"]))})

@@ -39,7 +39,7 @@ class StudyConfig:
     finetune_steps: int | None = None
     full_length: float = 3.0
     finalists: int = 6
-    batch: int = 32
+    batch: int = 16
     targets: Mode = "auto"
     target_windows: int = 8000
     cpus: float = 1.0

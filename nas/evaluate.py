@@ -19,7 +19,7 @@ from nas.study import Study, open_folder
 from search_spaces.architecture import Architecture
 from search_spaces.cost import Cost, cost
 from trainers.batches import Augmentation
-from trainers.corpora import Corpus, load_corpus
+from trainers.corpora import Corpus, check_trainable, load_corpus
 from trainers.distill import DistillRecipe, distill
 from trainers.finetune import FinetuneRecipe, finetune
 from trainers.inherit import inherit
@@ -79,9 +79,9 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
     cache, device = Path(config.cache), pick_device()
     target, teacher = load_target(config.target), load_teacher(config.teacher)
     corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
-    trials = {split: make_trials(corpus, split, config.seed) for split in ("val", "test")}
-    if config.trials:
-        trials |= load_trials(Path(config.trials), corpus)
+    check_trainable(corpus)
+    trials = load_trials(Path(config.trials), corpus) if config.trials else {}
+    trials |= {split: make_trials(corpus, split, config.seed) for split in ("val", "test") if split not in trials}
     noise = load_corpus([Path(config.noise)], cache) if config.noise else None
     targets = prepare_targets(
         teacher,
@@ -112,7 +112,7 @@ def embedded_corpus(cache: Path) -> Path:
     path = cache / "embedded.parquet"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        speak_corpus(path)
+        speak_corpus(path, speakers=80)
     return path
 
 

@@ -1,14 +1,16 @@
 """The search itself: Ray Tune trains what Optuna proposes, while the budget for it lasts."""
 
 import logging
+import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from nas.budget import Budget
-from nas.candidates import Candidate
+from nas.candidates import OBJECTIVES, Candidate
 from nas.cluster import trainable
 from nas.evaluate import Context, Task, cost_of, cost_scores, task_json
 from nas.plan import SAFETY, Pace, Plan, space_of
@@ -29,6 +31,7 @@ class Exploration:
         config = context.study.config
         self.resources = config.gpus if budget.resource == "gpu" else config.cpus
         self.running: dict[int, tuple[Candidate, float]] = {}  # with the time that each began
+        self.warned = False
         self.seen: list[tuple[float, float]] = []  # seconds, and seconds that the pace predicted without its factor
 
     def run(self, workers: int) -> None:
@@ -108,7 +111,7 @@ class Exploration:
     def _finished(self, number: int, report: Mapping[str, Any] | None) -> Candidate:
         candidate, began = self.running.pop(number)
         seconds = time.monotonic() - began
-        report = report or {"state": "failed", "error": "the worker died, most likely for want of memory"}
+        report = checked(report or {"state": "failed", "error": "the worker died, most likely for want of memory"})
         if report["state"] == "complete":
             self.seen.append((seconds, self._predicted(candidate.architecture, replace(self.pace, factor=1.0))))
         self.context.study.ledger.charge(SPENT_ON, seconds * self.resources)
@@ -125,10 +128,29 @@ class Exploration:
         )
 
     def _record(self, candidate: Candidate) -> Candidate:
-        candidate = replace(candidate, run_id=self.tracking.log_candidate(candidate))
+        candidate = replace(candidate, run_id=self._mirror(candidate))
         self.context.study.record(candidate)
         self.show()
         return candidate
+
+    def _mirror(self, candidate: Candidate) -> str | None:
+        """Logs to MLflow. A server that went away costs the search nothing: the report logs again what it missed."""
+        try:
+            return self.tracking.log_candidate(candidate)
+        except Exception as error:  # MLflow's and its transports' many kinds
+            if not self.warned:
+                warnings.warn(f"MLflow does not answer, the search goes on and logs at its end: {error}", stacklevel=2)
+            self.warned = True
+            return None
+
+
+def checked(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A complete report whose objectives are all finite numbers; else it is a failed one that names what is missing."""
+    scores = report.get("scores", {})
+    missing = [objective.name for objective in OBJECTIVES if not math.isfinite(scores.get(objective.name, math.nan))]
+    if report["state"] != "complete" or not missing:
+        return report
+    return {**report, "state": "failed", "error": f"no finite value for {', '.join(missing)}"}
 
 
 def limits_broken(context: Context, params: float, memory: float) -> str | None:

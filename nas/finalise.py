@@ -1,4 +1,4 @@
-"""The end of a search: the best candidates and the references trained at full length, measured side by side, read on the test split."""
+"""The end of a search: the best candidates and the references, trained at full length, measured side by side, tested once."""
 
 import dataclasses
 import hashlib

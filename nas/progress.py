@@ -1,4 +1,4 @@
-"""Progress with a remaining time on a terminal, a line a stage elsewhere."""
+"""Output: tables, and progress with a remaining time on a terminal, a line a stage elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +7,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Tick = Callable[[float, float], None]
+NARROWEST = 144  # columns of a table of figures; a terminal that has fewer wraps lines
+
+
+def console(stderr: bool = False) -> Console:
+    """For tables and progress: wide enough for a front, also where output goes to a file."""
+    plain = Console(stderr=stderr)
+    return plain if plain.width >= NARROWEST else Console(stderr=stderr, width=NARROWEST)
 
 
 @contextmanager
-def progress(console: Console, title: str) -> Iterator[Tick]:
-    """Gives a function of (done, total) in any unit; its third word is a note, set through the title's brackets."""
-    if not console.is_terminal:
-        console.print(title)
+def progress(to: Console, title: str) -> Iterator[Tick]:
+    """Gives a function of (done, total) in any unit."""
+    if not to.is_terminal:
+        to.print(title)
         yield lambda done, total: None
         return
     columns = (
@@ -23,6 +30,6 @@ def progress(console: Console, title: str) -> Iterator[Tick]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=to, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,9 +14,10 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.target import load_target
 from nas.evaluate import Context
 from nas.finalise import Final, read_finals
+from nas.registry import resolve_model
 from nas.report import Member
 from nas.study import Study
-from nas.tracking import Tracking, resolve_model
+from nas.tracking import Tracking
 from trainers.batches import cut, window_starts
 from trainers.student import ARCHITECTURE_FILE, WEIGHTS_FILE
 

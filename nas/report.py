@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from nas.budget import in_words
@@ -143,7 +145,7 @@ def front_hypervolume(members: Sequence[Member], references: Sequence[Member]) -
     return hypervolume(np.array([objective_values(member) for member in members]), np.array([*REFERENCE_POINT, slowest * 1.001]))
 
 
-def test_point(member: Member) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+def tested_point(member: Member) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
     return np.array([member["scores"]["test_keyword_error"], member["scores"]["test_eer"], member["latency_ms"]])
 
 
@@ -156,7 +158,7 @@ def notes(front: Mapping[str, Any]) -> list[str]:
     paper, teacher, scratch = by_role.get("paper's student"), by_role.get("teacher"), by_role.get("knee from scratch")
     members = front["members"]
     if paper:
-        better = [m["name"] for m in members if dominates(test_point(m), test_point(paper))]
+        better = [m["name"] for m in members if dominates(tested_point(m), tested_point(paper))]
         said.append(
             f"Better than the paper's student in keyword error, EER and latency at once (test): {', '.join(better)}."
             if better
@@ -171,7 +173,7 @@ def notes(front: Mapping[str, Any]) -> list[str]:
         )
     if scratch:
         start = next((m for m in members if "knee" in m["aliases"]), None)
-        if start and not dominates(test_point(start)[:2], test_point(scratch)[:2]):
+        if start and not dominates(tested_point(start)[:2], tested_point(scratch)[:2]):
             said.append(
                 "The knee's architecture trained from scratch, with as many updates, is not worse in both scores (test): "
                 "distillation did not pay at this length."
@@ -209,11 +211,11 @@ def _row(member: Member, split: str) -> tuple[str, ...]:
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _change(change: Mapping[str, Any] | None, name: str) -> str:
-    return f"{change[name]['value']:+.1f} ({change[name]['low']:+.1f} to {change[name]['high']:+.1f})" if change else ""
+    return f"{change[name]['value']:+.1f} [{change[name]['low']:+.1f}, {change[name]['high']:+.1f}]" if change else ""
 
 
 def caption(front: Mapping[str, Any]) -> str:
@@ -231,11 +233,11 @@ def caption(front: Mapping[str, Any]) -> str:
 
 def rich_table(front: Mapping[str, Any]) -> Table:
     title = f"{front['study']}{' (synthetic speech)' if front['synthetic'] else ''}: {len(front['members'])} on the front"
-    table = Table(title=title, caption=caption(front), caption_justify="left")
+    table = Table(title=title, caption=caption(front), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("name", "alias") else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in ("name", "alias") else "right", no_wrap=column != "alias")
     for row in rows(front):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -15,6 +15,7 @@ from deploy.measure import device_facts
 from deploy.target import load_target
 from nas import cluster
 from nas.budget import Budget, in_words, parse_budget
+from nas.connection import default_tracking_uri
 from nas.evaluate import REFERENCE_MS, Context, cost_of, open_context
 from nas.explore import Exploration
 from nas.finalise import Finals
@@ -24,9 +25,8 @@ from nas.progress import progress
 from nas.publish import log_finals, publish
 from nas.report import build_front, write_report
 from nas.study import Study
-from nas.tracking import Tracking, default_tracking_uri, open_tracking
+from nas.tracking import Tracking, open_tracking
 from search_spaces.catalog import CATALOG
-from trainers.corpora import check_trainable
 from trainers.precision import pick_device
 from trainers.teacher import load_teacher
 
@@ -73,7 +73,6 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
             study.write_json(REFERENCE_MS, {"reference_ms": model.reference_ms, "target": model.target.name})
     with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
         context = open_context(study, tick)
-        check_trainable(context.corpus)
     stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
     console.print(
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
@@ -139,15 +138,18 @@ def threads(cpus: float) -> Iterator[None]:
 
 def describe_plan(plan: Plan, budget: Budget, spent: float, workers: int) -> str:
     return (
-        f"plan: {budget}, {in_words(spent)} spent so far; about {plan.candidates} candidates of {plan.distill_steps} distillation and "
-        f"{plan.finetune_steps} x 2 fine-tuning updates in {in_words(plan.search_seconds)}, then {in_words(plan.final_seconds)} for "
-        f"finalists and references; {workers} trainings at once"
+        f"plan: {budget}, {in_words(spent)} spent so far; {workers} trainings at once\n"
+        f"  about {plan.candidates} candidates of {plan.distill_steps} distillation and 2 x {plan.finetune_steps} fine-tuning "
+        f"updates in {in_words(plan.search_seconds)}\n"
+        f"  then {in_words(plan.final_seconds)} for finalists and references at up to full length"
     )
 
 
 def report(context: Context, tracking: Tracking) -> dict[str, Any]:
-    """Writes the front to the study folder and to MLflow."""
+    """Writes the front to the study folder and to MLflow, which then has all of the study, also what it missed before."""
     study = context.study
+    for candidate in study.candidates():
+        tracking.log_candidate(candidate)
     front = build_front(study, log_finals(study, tracking))
     pictures = write_report(study, front)
     publish(context, tracking, front, pictures)

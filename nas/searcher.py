@@ -4,6 +4,8 @@ Ray's own OptunaSearch tells Optuna of early-stopped trials as complete, dies of
 constraint. This one asks and tells itself. It keeps nothing on disk: Optuna is rebuilt from the recorded candidates.
 """
 
+import json
+import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from ray.tune.search import Searcher
 
 from nas.candidates import OBJECTIVES, Candidate
 from search_spaces.architecture import Architecture
-from search_spaces.space import Replay, SearchSpace
+from search_spaces.space import RandomChooser, Replay, SearchSpace
 
 STARTUP_TRIALS = 10  # random proposals before the sampler models anything
+PATIENCE = 20  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are known, refused or too dear before the search is over
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 
@@ -47,7 +50,7 @@ class StudySearcher(Searcher):
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.hooks, self.limit = space, hooks, limit
-        self.study = new_study(seed + len(history))
+        self.study, self.chooser = new_study(seed + len(history)), RandomChooser(random.Random(seed))
         self.running: dict[str, tuple[int, optuna.Trial]] = {}
         self.seen = {candidate.architecture.key for candidate in history if candidate.state != "running"}
         self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
@@ -65,9 +68,11 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
         """A worker's configuration, None to wait, or FINISHED. Ray calls this whenever a worker is free."""
-        for _ in range(MOST_ASKS):
+        for asked in range(MOST_ASKS):
             if self.limit is not None and self.begun >= self.limit:
                 return str(Searcher.FINISHED)
+            if asked >= PATIENCE:  # a sampler that keeps proposing what is known would end a search of a small space early
+                self.enqueue(self.space.architecture(self.chooser))
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
@@ -95,7 +100,7 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         number, trial = self.running.pop(trial_id)
-        candidate = self.hooks.finished(number, None if error else result)
+        candidate = self.hooks.finished(number, None if error or not result else json.loads(result["report"]))
         state = STATES.get(candidate.state, TrialState.FAIL)
         self.study.tell(trial, values_of(candidate) if state == TrialState.COMPLETE else None, state=state)
 

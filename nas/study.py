@@ -1,4 +1,4 @@
-"""The study folder: what was asked (`study.toml`), what happened (`candidates.jsonl`, `ledger.jsonl`), what came out (`front.json`)."""
+"""The study folder: what was asked (study.toml), what happened (candidates.jsonl, ledger.jsonl), what came out (front.json)."""
 
 import fcntl
 import json

@@ -6,21 +6,18 @@ the same arguments. Only the driver writes (a sqlite store has one writer). MLfl
 
 import hashlib
 import json
-import logging
 import math
-import os
 import re
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from nas.candidates import Candidate
+from nas.config import check_name
+from nas.connection import SERVERS, artifacts_folder, connect, scheme_of
+from nas.registry import models_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,33 +32,7 @@ STATUS: Mapping[str, Status] = {
     "refused": "KILLED",
     "failed": "FAILED",
 }
-SERVERS = ("http", "https")
-DATABASES = ("sqlite", "postgresql", "mysql")
-PROBE_SECONDS = 8
 TAG_CHARACTERS = 4000  # MLflow refuses tags over 8,000
-
-# Set before MLflow is imported, and only where the user has not decided otherwise.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own 7 retries of 120 s each would hold a search up for many minutes when its server goes away.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-
-
-def default_tracking_uri() -> str:
-    """`srlnas.db` in the working folder; its artifacts go to `mlartifacts` beside it."""
-    return f"sqlite:///{Path.cwd() / 'srlnas.db'}"
-
-
-def check_name(name: str) -> str:
-    """`name`, where it is one for a study or a registered model. Raises ValueError otherwise."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(f"name {name!r}: allowed are up to 100 letters, digits, '.', '_' and '-', first a letter or a digit")
-    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +95,7 @@ class Tracking:
         """
         run = self.client.get_run(self.run_id)
         self.client.log_dict(self.run_id, dict(front), "front.json")
-        self.client.log_dict(self.run_id, _table(front.get("candidates", ())), "front_table.json")
+        self.client.log_dict(self.run_id, _table(front.get("members", ())), "front_table.json")
         for plot in plots:
             self.client.log_artifact(self.run_id, str(plot), "plots")
         table = json.dumps([{"path": "front_table.json", "type": "table"}])
@@ -226,7 +197,7 @@ class Tracking:
 
     def _ready_model(self, run_id: str, name: str, digest: str) -> str | None:
         found = None
-        for model in _models_of(self.client, self.experiment_id, run_id):
+        for model in models_of(self.client, self.experiment_id, run_id):
             if model.name == name and str(model.status) == "READY" and model.tags.get("srlnas.digest") == digest:
                 found = str(model.model_id)
             elif model.name == name and str(model.status) != "READY":
@@ -272,8 +243,10 @@ def open_tracking(
     search: name of the search where a study has several; the default is the study's name.
     Raises ValueError, within about 10 seconds, for a name that MLflow cannot take and where no MLflow answers at `uri`.
     """
-    search = check_name(search or check_name(study_name))
-    client = _connect(uri)
+    search = search or study_name
+    check_name(study_name)
+    check_name(search)
+    client = connect(uri)
     experiment_id = _experiment(client, uri, study_name, description)
     query = f"tags.`srlnas.kind` = 'study' AND tags.`srlnas.search` = '{search}'"
     found = client.search_runs([experiment_id], query, max_results=1)
@@ -287,129 +260,10 @@ def open_tracking(
     return tracking
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedModel:
-    """A model of the registry or of a run, downloaded. `version` is None where it was named by its run."""
-
-    run_id: str
-    name: str
-    version: int | None
-    folder: Path
-
-
-def resolve_model(model: str, tracking_uri: str, *, folder: Path | None = None) -> ResolvedModel:
-    """Downloads a model's files into `folder` (a new temporary one without it); ResolvedModel.folder is where in it they are.
-
-    model: id of a run (32 hexadecimal digits), `models:/name@alias` or `models:/name/version`.
-    Raises ValueError for other texts, for what MLflow does not have (naming what it has), and where no MLflow answers.
-    """
-    address = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
-    if not address and not re.fullmatch(r"[0-9a-f]{32}", model):
-        raise ValueError(f"model {model!r}: give a run id (32 hexadecimal digits), models:/name@alias or models:/name/version")
-    client = _connect(tracking_uri)
-    logged, name, version = _registered(client, *address.groups()) if address else (_of_run(client, model), None, None)
-    from mlflow.artifacts import download_artifacts
-
-    target = Path(folder or tempfile.mkdtemp(prefix="srlnas-model-"))
-    target.mkdir(parents=True, exist_ok=True)
-    # MLflow answers with the folder of the files: `target` itself or a folder in it, as the kind of store has it.
-    files = download_artifacts(artifact_uri=logged.artifact_location, dst_path=str(target), tracking_uri=tracking_uri)
-    return ResolvedModel(run_id=str(logged.source_run_id), name=name or logged.name, version=version, folder=Path(files))
-
-
-def ui_command(uri: str, port: int) -> list[str]:
-    """Command line that shows a tracking database in the browser, on 127.0.0.1 alone. A password in `uri` would be seen in
-    the list of processes: PGPASSWORD keeps it out. Raises ValueError where `uri` is a server, which has a UI of its own."""
-    if _scheme(uri) in SERVERS:
-        raise ValueError(f"{_shown(uri)} is an MLflow server: open that address in a browser")
-    options = ["--backend-store-uri", uri, "--artifacts-destination", str(_artifacts(uri))]
-    network = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *options, *network]
-
-
-def _connect(uri: str) -> "MlflowClient":
-    """A client that has had one answer. Raises ValueError where none comes within about 10 seconds."""
-    scheme = _scheme(uri)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        if scheme in DATABASES:
-            _reach_database(uri, scheme)
-        with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(PROBE_SECONDS)):
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: the database's driver is not installed
-        raise ValueError(_refusal(uri, scheme, str(error))) from error
-    return client
-
-
-def _scheme(uri: str) -> str:
-    scheme = urlsplit(uri).scheme.split("+")[0]
-    if scheme not in SERVERS + DATABASES:
-        raise ValueError(
-            f"tracking URI {_shown(uri)!r}: give http(s)://host:port of an MLflow server, sqlite:///file.db or postgresql://...; "
-            "MLflow's folders of files (file:, ./mlruns) are no longer supported by MLflow"
-        )
-    return scheme
-
-
-def _reach_database(uri: str, scheme: str) -> None:
-    """One attempt, because MLflow itself would try for 100 seconds."""
-    from sqlalchemy import create_engine
-
-    timeout = {} if scheme == "sqlite" else {"connect_timeout": PROBE_SECONDS}
-    engine = create_engine(uri, connect_args=timeout)
-    engine.connect().close()
-    engine.dispose()
-
-
-def _refusal(uri: str, scheme: str, error: str) -> str:
-    """One line for what went wrong, with the way out."""
-    reason = _shown(error).splitlines()[0][:300] if error else "no reason given"
-    if scheme in DATABASES:
-        driver = "; install it, or name another: postgresql+psycopg2://..." if "No module named" in reason else ""
-        return f"MLflow cannot use {_shown(uri)}: {reason}{driver}"
-    if re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", error):
-        return (
-            f"the MLflow server at {_shown(uri)} refuses this user or this host name: set MLFLOW_TRACKING_USERNAME and "
-            f"MLFLOW_TRACKING_PASSWORD, and see the server's allowed hosts ({reason})"
-        )
-    return (
-        f"no MLflow server answers at {_shown(uri)}: start it with `mlflow server` (see mlflow/README.md) "
-        f"or leave --tracking-uri out ({reason})"
-    )
-
-
-def _shown(uri: str) -> str:
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _artifacts(uri: str) -> Path:
-    """Where a database without a server keeps its artifacts: beside a sqlite file, else in the working folder."""
-    file = urlsplit(uri).path.removeprefix("/") if _scheme(uri) == "sqlite" else ""
-    return (Path(file).resolve().parent if file else Path.cwd()) / "mlartifacts"
-
-
 def _experiment(client: "MlflowClient", uri: str, name: str, description: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        place = None if _scheme(uri) in SERVERS else (_artifacts(uri) / name).as_uri()
+        place = None if scheme_of(uri) in SERVERS else (artifacts_folder(uri) / name).as_uri()
         return str(client.create_experiment(name, artifact_location=place, tags={"mlflow.note.content": description}))
     if found.lifecycle_stage == "deleted":
         raise ValueError(
@@ -430,46 +284,8 @@ def _children(client: "MlflowClient", experiment_id: str, run_id: str) -> dict[s
             return children
 
 
-def _models_of(client: "MlflowClient", experiment_id: str, run_id: str) -> list["LoggedModel"]:
-    """A run's models, the newest first."""
-    newest = [{"field_name": "creation_time", "ascending": False}]
-    return list(client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", order_by=newest))
-
-
 def _model_metrics(client: "MlflowClient", model_id: str) -> dict[str, float]:
     return {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics or ()}
-
-
-def _of_run(client: "MlflowClient", run_id: str) -> "LoggedModel":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(f"MLflow has no run {run_id}; {_known(client)}") from error
-    ready = [model for model in _models_of(client, run.info.experiment_id, run_id) if str(model.status) == "READY"]
-    if not ready:
-        raise ValueError(f"run {run_id} ({run.info.run_name}) has no model; {_known(client)}")
-    return ready[0]
-
-
-def _registered(client: "MlflowClient", name: str, alias: str | None, version: str | None) -> tuple["LoggedModel", str, int]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version or "")
-    except MlflowException as error:
-        raise ValueError(f"MLflow has no models:/{name}{'@' + alias if alias else f'/{version}'}; {_known(client)}") from error
-    if "srlnas.model_id" not in found.tags:
-        raise ValueError(f"models:/{name}/{found.version} was not registered by srlnas; {_known(client)}")
-    return client.get_logged_model(found.tags["srlnas.model_id"]), name, int(found.version)
-
-
-def _known(client: "MlflowClient") -> str:
-    models = client.search_registered_models(max_results=100)
-    names = [f"models:/{model.name}@{alias}" for model in models for alias in sorted(model.aliases)]
-    names += [f"models:/{model.name}/<version>" for model in models if not model.aliases]
-    return "it has " + ", ".join(names) if names else "it has no registered models"
 
 
 def _digest(folder: Path) -> str:
@@ -496,12 +312,12 @@ def _own(tags: Mapping[str, object]) -> dict[str, str]:
     return {f"srlnas.{name.removeprefix('srlnas.')}": _text(value)[:TAG_CHARACTERS] for name, value in tags.items()}
 
 
-def _table(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows for MLflow's table view (pandas' `split` layout): a candidate's fields, with architecture and scores spread out."""
+def _table(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows for MLflow's table view (pandas' `split` layout): a member's fields, with architecture and scores spread out."""
     rows = []
-    for candidate in candidates:
+    for member in members:
         row: dict[str, Any] = {}
-        for name, value in candidate.items():
+        for name, value in member.items():
             row.update(value if isinstance(value, Mapping) else {name: value})
         rows.append({name: _text(value) if isinstance(value, list | tuple) else value for name, value in row.items()})
     columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -112,4 +112,4 @@ class Geometry(_Json):
         if architecture.front_end == "mel":
             return (architecture.front_width,) * 2
         scale = architecture.front_width / self.conv_dims[-1]
-        return tuple(max(1, round(dim * scale)) for dim in self.conv_dims[:-1]) + (architecture.front_width,)
+        return (*(max(1, round(dim * scale)) for dim in self.conv_dims[:-1]), architecture.front_width)

@@ -59,9 +59,14 @@ def test_ledger_sums_by_purpose_and_survives_a_torn_line(tmp_path: Path) -> None
 
 def test_an_interrupted_block_is_charged_by_its_resources(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    with pytest.raises(KeyboardInterrupt), ledger.timing("probe", 4.0):
-        time.sleep(0.05)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with ledger.timing("probe", 4.0):
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert 0.2 <= ledger.spent < 4
 
 

@@ -16,7 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.corpora import SCHEMA, Corpus, check_trainable, describe, load_corpus, write_corpus
+from trainers.corpora import Corpus, check_trainable, describe, load_corpus
+from trainers.parquet import SCHEMA, write_corpus
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 Row = dict[str, Any]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainers.corpora import UNKNOWN, Corpus, check_trainable, load_corpus
+from trainers.corpora import Corpus, check_trainable, load_corpus
 from trainers.espeak import SPEAK_RATE, Voice, espeak
+from trainers.parquet import UNKNOWN
 from trainers.synthetic import ACCENTS, KEYWORDS, OTHER_WORDS, VARIANTS, speak_corpus
 
 

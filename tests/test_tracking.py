@@ -20,7 +20,10 @@ from pathlib import Path
 import pytest
 
 from nas.candidates import Candidate, State
-from nas.tracking import Tracking, check_name, default_tracking_uri, open_tracking, resolve_model, ui_command
+from nas.config import check_name
+from nas.connection import default_tracking_uri, ui_command
+from nas.registry import resolve_model
+from nas.tracking import Tracking, open_tracking
 from search_spaces.architecture import Architecture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +57,12 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mlflow")
     open_tracking(f"sqlite:///{folder / 'srlnas.db'}", "first").finish()
     return folder / "srlnas.db"
+
+
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are resolved without a folder go where pytest cleans up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def _write_study(uri: str, model_folder: Path, plot: Path) -> Tracking:
     model_id = tracking.log_model(finalist, "finalist-1", model_folder, metrics={"latency_ms": 4.2}, params={"width": 128})
     tags = {"latency_ms": 4.2, "target": "cortex-a53"}
     tracking.register("demo", model_id, aliases=("knee", "most-accurate"), tags=tags, description="synthetic")
-    front = {"objectives": ["eer"], "candidates": [json.loads(candidate.to_json()) for candidate in CANDIDATES[:2]]}
+    front = {"objectives": ["eer"], "members": [json.loads(candidate.to_json()) for candidate in CANDIDATES[:2]]}
     tracking.log_front(front, plots=[plot], metrics={"hypervolume": 0.25})
     tracking.finish()
     return tracking
@@ -226,7 +235,7 @@ def test_the_front_is_a_file_and_a_table_that_mlflow_reads(
     study: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(study.client.download_artifacts(study.run_id, "front.json", str(tmp_path)))
-    assert [entry["number"] for entry in json.loads(path.read_text())["candidates"]] == [0, 1]
+    assert [entry["number"] for entry in json.loads(path.read_text())["members"]] == [0, 1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", study.uri)  # load_table looks there for the run
     table = study.client.load_table(study.experiment_id, "front_table.json", run_ids=[study.run_id])
     assert table["eer"].tolist() == [5.0, 6.0]

@@ -61,7 +61,8 @@ class Augmentation:
         noises = np.stack([self._noise(windows.shape[1], rng) for _ in windows])
         levels = 10 ** (-rng.uniform(*self.snr_db, (len(windows), 1)) / 20) * (rng.random((len(windows), 1)) < self.noise_share)
         loudness = np.sqrt(np.mean(windows**2, axis=1, keepdims=True))
-        return ((windows + noises * levels * loudness) * gains).astype(np.float32)
+        heard: NDArray[np.float32] = ((windows + noises * levels * loudness) * gains).astype(np.float32)
+        return heard
 
     def _noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
         """(samples,) of unit loudness."""
@@ -72,7 +73,8 @@ class Augmentation:
             spectrum = np.fft.rfft(rng.standard_normal(samples))
             tilt = np.maximum(np.arange(len(spectrum)), 1.0) ** -rng.uniform(0, 1)  # white to pink and brown
             noise = np.fft.irfft(spectrum * tilt, samples).astype(np.float32)
-        return noise / (np.sqrt(np.mean(noise**2)) + 1e-9)
+        noise /= np.sqrt(np.mean(noise**2)) + 1e-9
+        return noise
 
 
 def shuffled(rows: Ints, rng: Rng) -> Iterator[int]:

@@ -36,7 +36,7 @@ class DistillRecipe:
 
     steps: int
     batch: int
-    rate: float = 5e-4
+    rate: float = 1e-3
 
 
 def distill(

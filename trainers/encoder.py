@@ -85,6 +85,7 @@ class WaveFront(nn.Module):
         """(batch, samples) -> (batch, frames, front width)."""
         x_btc = x_bn[..., None]
         for conv, norm, kernel, stride in zip(self.convs, self.norms, FRONT_KERNELS, FRONT_STRIDES):
+            assert isinstance(conv, nn.Conv1d)
             x_btc = convolve(conv, x_btc)
             if lengths_b is not None:
                 lengths_b = (lengths_b - kernel) // stride + 1
@@ -134,12 +135,12 @@ class LogMel(nn.Module):
         frames = (x_bn.shape[-1] - RECEPTIVE_FIELD) // MEL_HOP + 1
         block = math.gcd(RECEPTIVE_FIELD, MEL_HOP)  # frames are runs of whole blocks, so slices replace a gather
         step, width = MEL_HOP // block, RECEPTIVE_FIELD // block
-        blocks = x_bn[:, : ((frames - 1) * step + width) * block].unflatten(-1, (-1, block))
+        blocks = torch.unflatten(x_bn[:, : ((frames - 1) * step + width) * block], -1, (-1, block))
         x_btn = torch.cat([blocks[:, i : i + (frames - 1) * step + 1 : step] for i in range(width)], -1) * self.window
-        columns = x_btn.unflatten(-1, (n, n)).transpose(-1, -2) @ self.fine  # (.., column, [real | imag] of row bin)
+        columns = torch.unflatten(x_btn, -1, (n, n)).transpose(-1, -2) @ self.fine  # (.., column, [real | imag] of row bin)
         real, imag = columns[..., :n], columns[..., n:]
         turned = torch.cat([real * self.scale_real - imag * self.scale_imag, real * self.scale_imag + imag * self.scale_real], -2)
-        spectrum = turned.unflatten(-2, (2, n)).permute(0, 1, 4, 2, 3).flatten(-2) @ self.coarse  # (.., row bin, [real | imag])
+        spectrum = torch.unflatten(turned, -2, (2, n)).permute(0, 1, 4, 2, 3).flatten(-2) @ self.coarse  # (.., row, [real | imag])
         power = spectrum[..., :half].square() + spectrum[..., half:].square()
         return (power.transpose(-1, -2).flatten(-2) @ self.bank).clamp(min=SMALLEST_POWER).log()
 
@@ -159,10 +160,11 @@ class MelFront(nn.Module):
         """(batch, samples) -> (batch, frames, front width)."""
         with torch.autocast(x_bn.device.type, enabled=False):  # a power spectrum in bfloat16 is noise
             mel_btf = self.mel(x_bn.float())
-        x_btc = self.norm(mel_btf)
+        x_btc: Tensor = self.norm(mel_btf)
         if lengths_b is not None:
             lengths_b = (lengths_b - RECEPTIVE_FIELD) // MEL_HOP + 1
         for conv in self.convs:
+            assert isinstance(conv, nn.Conv1d)
             if lengths_b is not None:  # the convolution pads with zeros at the end of a row, not of the batch
                 x_btc = x_btc * _valid(lengths_b, x_btc.shape[1])[..., None]
                 lengths_b = (lengths_b - 1) // conv.stride[0] + 1
@@ -196,7 +198,8 @@ class Attention(nn.Module):
         if mask_b11s is not None:
             logits_bhss = logits_bhss.masked_fill(~mask_b11s, float("-inf"))
         mixed_bhsd = logits_bhss.softmax(-1) @ v
-        return self.out(mixed_bhsd.transpose(1, 2).flatten(-2))
+        out_bsw: Tensor = self.out(mixed_bhsd.transpose(1, 2).flatten(-2))
+        return out_bsw
 
 
 class Layer(nn.Module):
@@ -214,10 +217,12 @@ class Layer(nn.Module):
             x = x + self.attention(self.attention_norm(x), mask)
             return x + self._ffn(self.ffn_norm(x))
         x = self.attention_norm(x + self.attention(x, mask))
-        return self.ffn_norm(x + self._ffn(x))
+        x = self.ffn_norm(x + self._ffn(x))
+        return x
 
     def _ffn(self, x: Tensor) -> Tensor:
-        return self.ffn_out(F.gelu(self.ffn_in(x)))
+        x = self.ffn_out(F.gelu(self.ffn_in(x)))
+        return x
 
 
 class SpeechEncoder(nn.Module):
@@ -254,7 +259,7 @@ class SpeechEncoder(nn.Module):
             x_btc = x_btc * _valid(frames_b, x_btc.shape[1])[..., None]
             mask_bs = _valid((frames_b - 1) // stride + 1, (x_btc.shape[1] - 1) // stride + 1)
         if stride > 1:
-            x_btc = F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)).unflatten(1, (-1, stride)).flatten(-2)
+            x_btc = torch.unflatten(F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)), 1, (-1, stride)).flatten(-2)
         return self._transform(self.projection(x_btc), mask_bs)
 
     def _transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> list[Tensor]:

@@ -69,7 +69,8 @@ def _say(library: ctypes.CDLL, chunks: list[bytes], text: str, voice: Voice) -> 
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}; a voice is named accent+variant, such as gmw/en-US+f3")
     for parameter, value in ((_WORDS_A_MINUTE, voice.rate), (_PITCH, voice.pitch), (_PITCH_RANGE, voice.pitch_range)):
-        assert library.espeak_SetParameter(parameter, value, 0) == 0
+        library.espeak_SetParameter(parameter, value, 0)
     encoded = text.encode() + b"\0"
-    assert library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, _CHARACTERS, 0, _UTF8, None, None) == 0
+    status = library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, _CHARACTERS, 0, _UTF8, None, None)
+    assert status == 0, f"espeak_Synth returned {status}"
     return np.divide(np.frombuffer(b"".join(chunks), np.int16), 32_768, dtype=np.float32)

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_spaces.architecture import EMBEDDING_DIM
 from trainers.batches import Augmentation, by_speaker, shuffled, training_windows
 from trainers.corpora import Corpus
 from trainers.distill import update
 from trainers.precision import autocast
-from trainers.student import EMBEDDING_DIM, Student
+from trainers.student import Student
 
 Progress = Callable[[int, int], None]
 
@@ -23,10 +24,12 @@ class AngularSoftmax(nn.Module):
     `margin` times, softened as there by `ease` parts of the plain cosine; logits are scaled by `scale`. The class matrix serves
     training alone. The paper states none of these constants."""
 
-    def __init__(self, speakers: int, margin: int = 2, scale: float = 20.0, ease: float = 5.0) -> None:
+    def __init__(
+        self, speakers: int, margin: int = 2, scale: float = 20.0, ease: float = 5.0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.margin, self.scale, self.ease = margin, scale, ease
-        self.classes = nn.Parameter(torch.randn(speakers, EMBEDDING_DIM))
+        self.classes = nn.Parameter(torch.randn(speakers, EMBEDDING_DIM, generator=generator))
 
     def forward(self, embedding_be: Tensor, speaker_b: Tensor) -> Tensor:
         """(batch, EMBEDDING_DIM) of unit length, (batch,) class numbers -> the mean loss."""
@@ -65,7 +68,7 @@ def finetune(
     keyword_rows, speaker_rows = corpus.rows("train", with_keyword=True), corpus.rows("train", with_speaker=True)
     speakers = {name: i for i, name in enumerate(np.unique(corpus.speakers[speaker_rows].astype(str)))}
     student.to(device).train()
-    angular = AngularSoftmax(len(speakers)).to(device)
+    angular = AngularSoftmax(len(speakers), generator=torch.Generator().manual_seed(seed)).to(device)
     optimizer = torch.optim.Adam([*student.parameters(), *angular.parameters()], lr=recipe.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=2 * recipe.steps + 1, pct_start=0.15, cycle_momentum=False

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.corpora import SILENCE, UNKNOWN, BadAudio, Progress, check_share, decode, write_corpus
+from trainers.corpora import Progress, check_share
+from trainers.decoding import BadAudio, decode
+from trainers.parquet import SILENCE, UNKNOWN, write_corpus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels:
     size, source_size = conv.in_channels // conv.groups, source.in_channels // source.groups
     stride, taps = student.architecture.frame_stride, conv.kernel_size[0]
     # one step stands for `stride` frames: its tap is the sum of theirs
-    weight = source.weight[..., : taps * stride].unflatten(-1, (taps, stride)).sum(-1)
+    weight = torch.unflatten(source.weight[..., : taps * stride], -1, (taps, stride)).sum(-1)
     conv.weight.zero_()
     for row, channel in enumerate(channels.tolist()):
         for column in range(size):
@@ -96,7 +96,7 @@ def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels:
 
 def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int) -> None:
     heads = _most_important(_head_importance(source.attention, head_dim), layer.attention.heads)
-    inside = (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    inside = (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
     units = _most_important(source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0), layer.ffn_in.out_features)
     for name in ("q", "k", "v"):
         _copy_linear(getattr(layer.attention, name), getattr(source.attention, name), inside, channels)
@@ -109,8 +109,8 @@ def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int)
 
 def _head_importance(attention: Attention, head_dim: int) -> Tensor:
     """(heads,): norm of what a head reads times norm of what it writes."""
-    read = attention.v.weight.square().unflatten(0, (-1, head_dim)).sum((1, 2))
-    return read * attention.out.weight.square().unflatten(1, (-1, head_dim)).sum((0, 2))
+    read = torch.unflatten(attention.v.weight.square(), 0, (-1, head_dim)).sum((1, 2))
+    return read * torch.unflatten(attention.out.weight.square(), 1, (-1, head_dim)).sum((0, 2))
 
 
 def _copy_linear(to: nn.Linear, source: nn.Linear, rows: Tensor, columns: Tensor) -> None:

@@ -18,7 +18,7 @@ MOST_WINDOWS = 20  # a clip is heard for 20 windows at most: longer ones tell a 
 def hear(
     student: Student, corpus: Corpus, rows: NDArray[np.integer], window: int, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits (rows, keywords) and unit embeddings (rows, EMBEDDING_DIM), each the mean over a clip's windows, in float32 as exported."""
+    """Logits (rows, keywords) and unit embeddings (rows, EMBEDDING_DIM): means over a clip's windows, in float32 as exported."""
     student.to(device).eval()
     where = [(i, start) for i, row in enumerate(rows) for start in window_starts(corpus.length(int(row)), window)[:MOST_WINDOWS]]
     logits = np.zeros((len(rows), len(student.keywords)), np.float32)
@@ -30,7 +30,7 @@ def hear(
         clips = [i for i, _ in part]
         np.add.at(logits, clips, heard[0])
         np.add.at(embeddings, clips, heard[1])
-    counts = np.bincount([i for i, _ in where])[:, None]
+    counts = np.bincount([i for i, _ in where]).astype(np.float32)[:, None]
     return logits / counts, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 

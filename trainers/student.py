@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -107,13 +108,14 @@ def load_student(folder: Path) -> Student:
     """Raises ValueError when the folder is not a student."""
     try:
         description = json.loads((folder / ARCHITECTURE_FILE).read_text())
-        weights = load_file(folder / WEIGHTS_FILE)
-    except FileNotFoundError as error:
+        student = Student(
+            Architecture.from_dict(description["architecture"]),
+            Geometry.from_dict(description["geometry"]),
+            tuple(description["keywords"]),
+        )
+        student.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} is not a student: {Path(error.filename or WEIGHTS_FILE).name} is missing") from None
-    student = Student(
-        Architecture.from_dict(description["architecture"]),
-        Geometry.from_dict(description["geometry"]),
-        tuple(description["keywords"]),
-    )
-    student.load_state_dict(weights)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is not a student: {ARCHITECTURE_FILE} or {WEIGHTS_FILE} is damaged") from error
     return student.eval()

@@ -15,9 +15,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.corpora import UNKNOWN, Progress, write_corpus
+from trainers.corpora import Progress
 from trainers.espeak import SPEAK_RATE, Say, Voice, espeak
 from trainers.importers import split_groups
+from trainers.parquet import UNKNOWN, write_corpus
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 OTHER_WORDS = (
@@ -124,7 +125,7 @@ def _clip(say: Say, speaker: _Speaker, word: str, rng: np.random.Generator) -> W
         rate=round(speaker.voice.rate * rng.uniform(0.85, 1.15)),
     )
     x = _throat(say(word, voice), speaker.length, speaker.response_db + _response(1.0, rng))
-    x = _noisy(_centred(x, int(rng.integers(-1600, 1601))), rng)
+    x = _noisy(_centred(x, int(rng.integers(-800, 801))), rng)
     peak = 10 ** (rng.uniform(-24, -1) / 20)
     scaled: Wave = x * np.float32(peak / np.abs(x).max())
     return scaled

@@ -62,7 +62,7 @@ def teacher_states(teacher: Teacher, audio_bn: Tensor) -> list[Tensor]:
 
 def choose_windows(corpus: Corpus, window: int, limit: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A seeded list of at most `limit` windows of the train split that do not overlap: clip rows and starts (windows,), in
-    corpus order so that disk is read forward. Starts are multiples of 320 samples, so that frames lie where they lie in the clip."""
+    corpus order so that disk is read forward. Starts are multiples of 320 samples: frames lie where they lie in the clip."""
     hop = window // FRAME_SAMPLES * FRAME_SAMPLES
     pairs = [
         (int(row), start) for row in corpus.rows("train") for start in range(0, max(1, corpus.length(int(row)) - hop + 1), hop)

@@ -16,6 +16,7 @@ from trainers.encoder import SpeechEncoder
 BUNDLED = "mini"
 BUNDLED_FOLDER = Path(__file__).parent / "mini_teacher"
 FAMILIES = ("hubert", "wav2vec2")
+LAYER_NORM_EPS = 1e-5  # torch's default, and of every published checkpoint
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 # our module names, by regular expression over transformers' (HubertModel and Wav2Vec2Model share them)
@@ -92,27 +93,37 @@ def _read_config(folder: Path) -> dict[str, Any]:
             )
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise ValueError(f"{folder}/config.json is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/config.json is not a JSON object")
     if config.get("model_type") not in FAMILIES:
         raise ValueError(f"{folder} is a {config.get('model_type')!r} model; a teacher is one of {', '.join(FAMILIES)}")
     return config
 
 
 def _normalizes(folder: Path) -> bool:
-    """Whether the teacher was trained on zero-mean unit-variance input: its preprocessor says so; absent means yes, as in transformers."""
+    """Whether the teacher was trained on zero-mean unit-variance input, as its preprocessor says (yes where it is silent)."""
     path = folder / "preprocessor_config.json"
     return bool(json.loads(path.read_text()).get("do_normalize", True)) if path.is_file() else True
 
 
 def _dimensions(raw: dict[str, Any], normalizes: bool) -> tuple[Architecture, Geometry]:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(**raw)  # fills in what the file leaves to defaults
+    try:
+        config = AutoConfig.for_model(**raw)  # fills in what the file leaves to defaults
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"the teacher's config.json is not valid: {' '.join(str(error).split())}") from None
     if tuple(config.conv_kernel) != FRONT_KERNELS or tuple(config.conv_stride) != FRONT_STRIDES:
         raise ValueError("the teacher's convolutions are not those of HuBERT and wav2vec 2.0 (50 frames a second)")
     if getattr(config, "conv_pos_batch_norm", False) or not getattr(config, "feat_proj_layer_norm", True):
         raise ValueError("a teacher with batch norm in its positions or without layer norm before its projection is not supported")
+    if {config.hidden_act, config.feat_extract_activation} != {"gelu"} or config.layer_norm_eps != LAYER_NORM_EPS:
+        raise ValueError(
+            f"a teacher with another activation than gelu or another layer_norm_eps than {LAYER_NORM_EPS} is not supported"
+        )
     depth = config.num_hidden_layers
     architecture = Architecture(
         front_end="wave",
@@ -138,20 +149,34 @@ def _dimensions(raw: dict[str, Any], normalizes: bool) -> tuple[Architecture, Ge
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """transformers reads the checkpoint (old and new names of weight norm, a task's prefix); we fold the norm and rename."""
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, local_files_only=True)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options = {"use_safetensors": True, "dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
+    try:
+        model, report = AutoModel.from_pretrained(folder, **options)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder}/model.safetensors is damaged or does not fit its config.json ({type(error).__name__})"
+        ) from error
+    lost = sorted(name for name in report["missing_keys"] if _our_name(name))  # transformers would draw them at random
+    if lost:
+        raise ValueError(f"{folder}/model.safetensors lacks {len(lost)} weights of the model in its config.json, as {lost[0]}")
     torch.nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight", leave_parametrized=True)
-    weights = {}
-    for name, value in model.state_dict().items():
-        for pattern, replacement in RENAMES:
-            renamed, count = re.subn(pattern, replacement, name)
-            if count:
-                weights[renamed] = value.detach().clone()
-    return weights
+    named = {_our_name(name): value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value for name, value in named.items() if name}
+
+
+def _our_name(name: str) -> str | None:
+    """None for what the encoder has no use for (a mask's embedding, an adapter)."""
+    for pattern, replacement in RENAMES:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return None
 
 
 def _digest(folder: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.corpora import SPLITS, Corpus, Rows, open_parquet
+from trainers.corpora import Corpus, Rows
+from trainers.parquet import SPLITS, open_parquet
 
 COLUMNS = ("split", "enrol_id", "test_id", "same_speaker")
 DRAWN_A_TRIAL = 40  # pairs drawn for each that is wanted: most have different keywords

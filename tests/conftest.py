@@ -1,0 +1,94 @@
+"""What several test files share: one thread, no network, a tiny teacher and a tiny corpus."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing answers there: no test reaches a model hub
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from trainers.corpora import Corpus, load_corpus
+from trainers.parquet import write_corpus
+from trainers.teacher import Teacher, load_teacher
+
+torch.set_num_threads(1)
+
+CONTOURS = {"rise": (110.0, 220.0), "fall": (220.0, 110.0), "flat": (160.0, 160.0)}  # hertz at a clip's start and end
+SPEAKERS = {"train": 4, "val": 3, "test": 3}
+
+
+def voice(contour: str, speaker: int, seconds: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A tone whose pitch follows the keyword and whose overtones belong to the speaker."""
+    samples = round(seconds * 16_000)
+    start, end = CONTOURS[contour]
+    phase = 2 * np.pi * np.cumsum(np.linspace(start, end, samples)) / 16_000 * rng.uniform(0.95, 1.05)
+    overtones = np.random.default_rng(100 + speaker).uniform(0, 1, 12) ** 3
+    tone = sum(share * np.sin((k + 1) * phase) for k, share in enumerate(overtones)) / overtones.sum()
+    return 0.4 * tone + 0.005 * rng.standard_normal(samples)
+
+
+def encoded(samples: Any) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def tiny_rows() -> Iterator[dict[str, Any]]:
+    """Each speaker says each word three times (0.3 to 0.45 s) and, unlabelled, one long clip; one test clip is of nobody known."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for split, speakers in SPEAKERS.items():
+        for speaker in range(speakers):
+            for word in [*CONTOURS] * 3 + [None]:
+                seconds = rng.uniform(0.3, 0.45) if word else 1.5
+                audio = voice(word or "rise", number, seconds, rng)
+                fields = {"split": split, "keyword": word, "speaker_id": f"{split}{speaker}", "duration_s": seconds}
+                yield {"id": f"clip{number}-{rng.integers(2**40)}", **fields, "audio": {"bytes": encoded(audio), "path": None}}
+            number += 1
+    fields = {"id": "stranger", "split": "test", "keyword": "rise", "speaker_id": None, "duration_s": 0.4}
+    yield {**fields, "audio": {"bytes": encoded(voice("rise", 99, 0.4, rng)), "path": None}}
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """101 clips of tones with 3 keywords and 10 speakers: learnable in a few steps."""
+    folder = tmp_path_factory.mktemp("tiny_corpus")
+    write_corpus(folder / "corpus.parquet", tiny_rows(), synthetic=True)
+    return load_corpus([folder / "corpus.parquet"], folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A HuBERT of three layers in transformers format. Every weight is random, biases and norms included."""
+    from transformers import HubertConfig, HubertModel
+
+    config = HubertConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        feat_extract_norm="layer",
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("tiny_teacher")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HubertModel(config)
+        for weight in model.parameters():
+            weight.data += 0.05 * torch.randn_like(weight)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(teacher_folder: Path) -> Teacher:
+    return load_teacher(str(teacher_folder))

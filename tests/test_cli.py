@@ -1,0 +1,172 @@
+"""Each mistake that a user can make is one clear line, exit code 2, and leaves nothing half-done."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from nas.cli import quantity
+from trainers.parquet import write_corpus
+from trainers.teacher import BUNDLED_FOLDER
+
+
+def srlnas(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nas.cli", *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    done = srlnas(folder, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("srlnas: "), done.stderr
+    return lines[0]
+
+
+def rows(
+    speakers: int = 9, keywords: int = 2, clips: int = 2, audio: bytes | None = None, loud: float = 0.3
+) -> Iterator[Mapping[str, Any]]:
+    import io
+
+    rng = np.random.default_rng(0)
+    for speaker in range(speakers):
+        for keyword in range(keywords):
+            for clip in range(clips):
+                file = io.BytesIO()
+                soundfile.write(file, loud * rng.standard_normal(8000), 16_000, format="WAV", subtype="PCM_16")
+                yield {
+                    "id": f"{speaker}-{keyword}-{clip}",
+                    "split": ("train", "val", "test")[speaker % 3],
+                    "keyword": f"word{keyword}",
+                    "speaker_id": f"speaker{speaker}",
+                    "duration_s": 0.5,
+                    "audio": {"bytes": audio or file.getvalue(), "path": None},
+                }
+
+
+def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
+    srlnas(tmp_path, "--help")
+    started = time.monotonic()
+    assert srlnas(tmp_path, "--help").returncode == 0
+    assert time.monotonic() - started < 3  # imports of torch, Ray or MLflow would take 4 s and more
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; import nas.cli; print([m for m in ('torch', 'ray', 'mlflow', 'optuna', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--budget", "much"), "8gpu-days"),
+        (("--space", "vast"), "known are default, edge, paper"),
+        (("--target", "toaster"), "known: host"),
+        (("--data", "nowhere.parquet"), "nowhere.parquet"),
+        (("--teacher", "nobody"), "hub id"),
+        (("--name", "../up"), "not allowed"),
+        (("--max-latency", "fast"), "--max-latency"),
+        (("--steps", "0"), "at least 1"),
+        (("--resume", "nothing"), "no study 'nothing'"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_made(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(tmp_path, "search", *arguments)
+    assert not (tmp_path / "studies").exists()
+
+
+def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:
+    assert "the cluster has none" in refused(tmp_path, "search", "--budget", "1gpu-hours")
+
+
+def test_an_mlflow_server_that_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    assert "no MLflow server answers" in refused(tmp_path, "search", "--tracking-uri", uri)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"keywords": 1}, "keywords"),
+        ({"speakers": 1}, "val"),
+        ({"speakers": 3}, "at least 2"),
+        ({"audio": b"no audio"}, "cannot be used"),
+        ({"loud": 0.0}, "silent"),
+    ],
+)
+def test_a_corpus_that_cannot_train(tmp_path: Path, corpus: Mapping[str, Any], message: str) -> None:
+    write_corpus(tmp_path / "c.parquet", rows(**corpus))
+    assert message in refused(tmp_path, "data", "check", "c.parquet")
+    assert message in refused(tmp_path, "search", "--data", "c.parquet", "--budget", "1cpu-hours")
+
+
+def test_a_corpus_without_clips(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from trainers.parquet import SCHEMA
+
+    pq.write_table(pa.Table.from_pylist([], SCHEMA), tmp_path / "c.parquet")
+    assert "no rows" in refused(tmp_path, "data", "check", "c.parquet")
+
+
+def test_a_budget_that_buys_nothing_says_what_it_would_take(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c.parquet", rows())
+    assert "give at least" in refused(tmp_path, "search", "--data", "c.parquet", "--budget", "1cpu-seconds", "--batch", "2")
+
+
+def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused(tmp_path, "search", "--teacher", "empty")
+    shutil.copytree(BUNDLED_FOLDER, tmp_path / "half")
+    (tmp_path / "half" / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(tmp_path, "search", "--teacher", "half")
+
+
+@pytest.mark.parametrize("model", ["nothing", "models:/nothing@knee", "models:/nothing/1", "0" * 32])
+def test_a_model_that_mlflow_does_not_have(tmp_path: Path, model: str) -> None:
+    refused(tmp_path, "export", model)
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_spaces_are_listed_with_their_size(tmp_path: Path) -> None:
+    text = srlnas(tmp_path, "spaces").stdout
+    assert all(name in text for name in ("default", "edge", "paper"))
+    assert "4.48" in text  # the teacher's own size, in millions
+
+
+def test_a_folder_is_imported_and_checked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for keyword in ("yes", "no"):
+        (tmp_path / "speech" / keyword).mkdir(parents=True)
+        for speaker in range(12):
+            for take in range(2):
+                path = tmp_path / "speech" / keyword / f"anna{speaker}_{take}.wav"
+                soundfile.write(path, 0.1 * rng.standard_normal((22_050, 2)), 22_050)
+    imported = srlnas(tmp_path, "data", "import", "speech", "out.parquet", "--pattern", "{keyword}/{speaker}_*.wav")
+    assert imported.returncode == 0, imported.stderr
+    checked = srlnas(tmp_path, "data", "check", "out.parquet").stdout
+    assert "clips 48" in checked and "speakers 12" in checked and "keywords 2" in checked
+    assert "matches" in refused(tmp_path, "data", "import", "speech", "other.parquet", "--pattern", "{keyword}/{speaker}.mp3")
+
+
+def test_quantities() -> None:
+    assert quantity("2M", {"k": 1e3, "M": 1e6}, "--max-params") == 2e6
+    assert quantity("64MB", {"kB": 1e3, "MB": 1e6, "GB": 1e9}, "--max-memory") == 64e6
+    assert quantity("1.5s", {"ms": 1.0, "s": 1e3}, "--max-latency") == 1500
+    assert quantity("12ms", {"ms": 1.0, "s": 1e3}, "--max-latency") == 12
+    for text in ("", "-1ms", "nan", "12 parsecs"):
+        with pytest.raises(ValueError, match="--max-latency"):
+            quantity(text, {"ms": 1.0, "s": 1e3}, "--max-latency")

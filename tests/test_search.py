@@ -1,0 +1,163 @@
+"""The main job through the command line: real Ray, real MLflow, real training on a small spoken corpus."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainers.synthetic import speak_corpus
+
+SRLNAS = [sys.executable, "-m", "nas.cli"]
+TINY = ("--space", "edge", "--steps", "2", "--batch", "8", "--finalists", "3", "--budget", "3cpu-hours")
+
+
+def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*SRLNAS, *arguments], cwd=folder, capture_output=True, text=True, timeout=560)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "spoken.parquet"
+    speak_corpus(path, speakers=14, clips_per_keyword=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, str]:
+    """A working folder in which a small search has ended, and what it printed."""
+    folder = tmp_path_factory.mktemp("work")
+    limits = ("--max-params", "1.2M", "--max-latency", "1s", "--max-memory", "20MB")
+    done = run(folder, "search", *TINY, "--candidates", "4", "--data", str(corpus), "--name", "small", *limits)
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def front(searched: tuple[Path, str]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(run(searched[0], "front", "small", "--json").stdout)
+    return content
+
+
+def test_the_front_has_what_its_readers_rely_on(front: Mapping[str, Any]) -> None:
+    assert {"study", "objectives", "references", "members"} <= set(front)
+    assert [objective["name"] for objective in front["objectives"]] == ["keyword_error", "eer", "latency_ms"]
+    assert front["synthetic"] is True and any("synthetic" in note for note in front["notes"])
+    for member in front["members"]:
+        assert {"name", "run_id", "params", "size_ratio", "scores", "latency_ms", "architecture"} <= set(member)
+        assert member["params"] <= 1.2e6 and 0 < member["size_ratio"] < 1
+        assert 0 <= member["scores"]["test_keyword_error"] <= 100 and 0 < member["latency_ms"] <= 1000
+    assert {"knee", "fastest", "smallest", "most-accurate"} == {a for member in front["members"] for a in member["aliases"]}
+
+
+def test_the_references_stand_on_the_front(front: Mapping[str, Any]) -> None:
+    roles = {reference["role"]: reference for reference in front["references"]}
+    assert set(roles) == {"teacher", "paper's student", "knee from scratch"}
+    assert roles["teacher"]["size_ratio"] == 1 and "change" not in roles["teacher"]
+    assert roles["paper's student"]["architecture"]["kept_layers"] == [1, 2]
+    knee = next(member for member in front["members"] if "knee" in member["aliases"])
+    assert roles["knee from scratch"]["architecture"] == knee["architecture"]
+    assert roles["knee from scratch"]["steps"]["distill"] == 0
+
+
+def test_the_output_names_the_plan_the_ledger_and_the_next_steps(searched: tuple[Path, str]) -> None:
+    text = searched[1]
+    for part in ("plan: 3 h of CPU time", "about 4 candidates", "spent:", "srlnas export models:/small@knee", "srlnas ui"):
+        assert part in text, text
+    assert "\x1b" not in text and "\r" not in text  # quiet where it is no terminal
+
+
+def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
+    assert set(front["ledger"]) == {
+        "calibration",
+        "preparation",
+        "probe",
+        "candidates",
+        "finalists",
+        "references",
+        "measuring finalists",
+    }
+    assert all(seconds > 0 for seconds in front["ledger"].values())
+
+
+def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{searched[0]}/srlnas.db")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], max_results=100)
+    kinds = [run.data.tags["srlnas.kind"] for run in runs]
+    assert kinds.count("study") == 1 and kinds.count("reference") == 3 and kinds.count("finalist") == 3
+    recorded = (searched[0] / "studies/small/candidates.jsonl").read_text().splitlines()
+    assert kinds.count("search") == len({json.loads(line)["number"] for line in recorded})
+    for member in front["members"]:
+        for alias in member["aliases"]:
+            version = client.get_model_version_by_alias("small", alias)
+            assert version.run_id == member["run_id"]
+            assert version.tags["srlnas.target"] == "host"
+            assert float(version.tags["srlnas.test_eer"]) == pytest.approx(member["scores"]["test_eer"])
+    parent = next(run for run in runs if run.data.tags["srlnas.kind"] == "study")
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"front.json", "front_table.json", "plots"} <= names
+
+
+def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
+    folder = searched[0]
+    shown = run(folder, "export", "models:/small@knee", "--name", "mine").stdout
+    bundle = folder / "deploy/exports/mine"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    knee = next(member for member in front["members"] if "knee" in member["aliases"])
+    assert manifest["provenance"]["run_id"] == knee["run_id"] and manifest["synthetic"] is True
+    assert json.loads((bundle / "parity.json").read_text())["max_abs_logits"] <= 1e-4
+    with wave.open(str(folder / "clip.wav"), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
+        file.writeframes((np.random.default_rng(0).standard_normal(16_000) * 3000).astype("<i2").tobytes())
+    command = shown.strip().splitlines()[-1].strip().replace("CLIP.wav", "clip.wav").split()
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] in manifest["labels"]
+    refused = run(folder, "export", knee["run_id"], "--name", "mine", check=False)
+    assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], corpus: Path) -> None:
+    folder = searched[0]
+    run(folder, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "again")
+    front = json.loads(run(folder, "front", "again", "--json").stdout)
+    first = json.loads(run(folder, "front", "small", "--json").stdout)
+    teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]
+    assert teachers[0] == teachers[1]
+
+
+def test_ctrl_c_loses_nothing(tmp_path: Path, corpus: Path) -> None:
+    """Interrupted while candidates train; the front so far is there; the same command with --resume runs the rest alone."""
+    arguments = ["search", *TINY, "--candidates", "4", "--cpus", "2", "--data", str(corpus), "--name", "cut"]
+    record = tmp_path / "studies/cut/candidates.jsonl"
+    started = subprocess.Popen(
+        [*SRLNAS, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and (not record.is_file() or '"complete"' not in record.read_text()):
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.2)
+    os.kill(started.pid, signal.SIGINT)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 130, out + err
+    assert "srlnas search --resume cut" in out and "Traceback" not in err
+    so_far = json.loads(run(tmp_path, "front", "cut", "--json").stdout)
+    assert so_far["stage"] == "search" and so_far["members"]
+    before = {c["number"]: c for c in map(json.loads, record.read_text().splitlines()) if c["state"] == "complete"}
+
+    run(tmp_path, "search", "--resume", "cut")
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert all(sum(c["number"] == number and c["state"] == "running" for c in lines) == 1 for number in before)
+    complete = {c["number"] for c in lines if c["state"] == "complete"}
+    assert set(before) < complete and len(complete) == 4
+    assert json.loads(run(tmp_path, "front", "cut", "--json").stdout)["stage"] == "final"
