@@ -32,7 +32,7 @@ class Exploration:
         self.resources = config.gpus if budget.resource == "gpu" else config.cpus
         self.running: dict[int, tuple[Candidate, float]] = {}  # with the time that each began
         self.warned = False
-        self.seen: list[tuple[float, float]] = []  # seconds, and seconds that the pace predicted without its factor
+        self.seen = [self._lesson(candidate) for candidate in context.study.candidates() if candidate.state == "complete"]
 
     def run(self, workers: int) -> None:
         """Returns when nothing more can be afforded. An interruption leaves the running candidates recorded as running."""
@@ -80,9 +80,18 @@ class Exploration:
         macs = cost_of(self.context, architecture).total_macs
         return pace.seconds(macs, self.plan.distill_steps, self.plan.finetune_steps)
 
+    @property
+    def learned_pace(self) -> Pace:
+        """The probe's pace, corrected by what the candidates took."""
+        return self.pace.corrected(self.seen)
+
+    def _lesson(self, candidate: Candidate) -> tuple[float, float]:
+        """Wall seconds that a candidate took, and what the probe's pace predicted."""
+        return candidate.seconds / self.resources, self._predicted(candidate.architecture, replace(self.pace, factor=1.0))
+
     def _affordable(self, architecture: Architecture) -> bool:
         """Whether this and all that runs will have ended, as predicted, before the search's share is spent."""
-        pace = self.pace.corrected(self.seen)
+        pace = self.learned_pace
         under_way = [*(candidate.architecture for candidate, _ in self.running.values()), architecture]
         predicted = SAFETY * self.resources * sum(self._predicted(a, pace) for a in under_way)
         return self._spent() + predicted <= self.plan.search_seconds
@@ -112,10 +121,8 @@ class Exploration:
         candidate, began = self.running.pop(number)
         seconds = time.monotonic() - began
         report = checked(report or {"state": "failed", "error": "the worker died, most likely for want of memory"})
-        if report["state"] == "complete":
-            self.seen.append((seconds, self._predicted(candidate.architecture, replace(self.pace, factor=1.0))))
         self.context.study.ledger.charge(SPENT_ON, seconds * self.resources)
-        return self._record(
+        recorded = self._record(
             replace(
                 candidate,
                 state=report["state"],
@@ -126,6 +133,9 @@ class Exploration:
                 error=report.get("error"),
             )
         )
+        if recorded.state == "complete":
+            self.seen.append(self._lesson(recorded))
+        return recorded
 
     def _record(self, candidate: Candidate) -> Candidate:
         candidate = replace(candidate, run_id=self._mirror(candidate))

@@ -50,9 +50,10 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
             plan, pace = planned(context, budget, console)
             console.print(describe_plan(plan, budget, study.ledger.spent, workers))
             with progress(console, "search") as tick:
-                Exploration(context, plan, pace, budget, tracking, tick).run(workers)
+                exploration = Exploration(context, plan, pace, budget, tracking, tick)
+                exploration.run(workers)
             with progress(console, "finalists and references") as tick:
-                Finals(context, plan, pace, budget, workers, tick).run()
+                Finals(context, plan, exploration.learned_pace, budget, workers, tick).run()
             front = report(context, tracking)
             status = "FINISHED"
         except KeyboardInterrupt:

@@ -31,7 +31,8 @@ def voice(contour: str, speaker: int, seconds: float, rng: np.random.Generator) 
     phase = 2 * np.pi * np.cumsum(np.linspace(start, end, samples)) / 16_000 * rng.uniform(0.95, 1.05)
     overtones = np.random.default_rng(100 + speaker).uniform(0, 1, 12) ** 3
     tone = sum(share * np.sin((k + 1) * phase) for k, share in enumerate(overtones)) / overtones.sum()
-    return 0.4 * tone + 0.005 * rng.standard_normal(samples)
+    noisy: NDArray[np.float64] = 0.4 * tone + 0.005 * rng.standard_normal(samples)
+    return noisy
 
 
 def encoded(samples: Any) -> bytes:

@@ -25,7 +25,7 @@ from transformers import (
 
 from trainers.teacher import Teacher, load_teacher
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -140,7 +140,7 @@ def test_the_digest_follows_weights_and_configuration(teacher_folder: Path, tmp_
 
 @pytest.mark.parametrize(("depth", "layers"), [(12, (4, 8, 12)), (6, (2, 4, 6)), (24, (8, 16, 24)), (3, (1, 2, 3)), (1, (1,))])
 def test_predicted_layers_are_the_papers_in_proportion(depth: int, layers: tuple[int, ...], tiny_teacher: Teacher) -> None:
-    one = {"heads": (4,), "ffn_dims": (64,)}
+    one: dict[str, Any] = {"heads": (4,), "ffn_dims": (64,)}
     deep = dataclasses.replace(
         tiny_teacher.architecture, **{k: v * depth for k, v in one.items()}, kept_layers=tuple(range(1, depth + 1))
     )
@@ -161,7 +161,10 @@ def configured(**fields: Any) -> Change:
 
 
 def written(name: str, data: bytes) -> Change:
-    return lambda folder: (folder / name).write_bytes(data) and None
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return change
 
 
 def lost(part: str) -> Change:

@@ -248,7 +248,10 @@ class SpeechEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(a.width, h, f, g) for h, f in zip(a.heads, a.ffn_dims))
 
     def forward(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> list[Tensor]:
-        """(batch, samples) at 16 kHz -> the input of layer 1 and the output of every layer, each (batch, steps, width)."""
+        """(batch, samples) at 16 kHz -> the input of layer 1 and the output of every layer, each (batch, steps, width).
+
+        The last one is transformers' `last_hidden_state`: with norm_order `pre` it has gone through the final norm.
+        """
         if self.geometry.normalize_input:
             x_bn = normalize(x_bn, None if lengths_b is None else _valid(lengths_b, x_bn.shape[-1]))
         x_btc = self.front_norm(self.front(x_bn, lengths_b))
