@@ -3,7 +3,7 @@ BUDGET ?= 20cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow bench install clean
+.PHONY: search test lint slow install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --budget $(BUDGET)

@@ -154,7 +154,8 @@ def front(
     from nas.study import open_study
 
     opened = open_study(study)
-    content = opened.read_json(FRONT_FILE) or build_front(opened)
+    written = opened.read_json(FRONT_FILE)
+    content = written if written and written["stage"] == "final" else build_front(opened)
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
@@ -254,14 +255,16 @@ def data_check(
 
 
 def main() -> None:
-    """Runs a command; a ValueError is the user's to mend and becomes one line."""
+    """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
     try:
         app()
-    except ValueError as error:
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"srlnas: {error}", err=True)
-        sys.exit(2)
+        mine = isinstance(error, ValueError)
+        text = str(error) if mine else f"{type(error).__name__}: {error} (`srlnas --debug ...` shows where)"
+        typer.echo(f"srlnas: {' '.join(text.split())}", err=True)
+        sys.exit(2 if mine else 1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from deploy.target import Target, load_target
+from nas.config import StudyConfig
 from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
 from search_spaces.architecture import Architecture
@@ -169,19 +170,23 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
     def tell(offset: int, weight: int) -> Callable[[int, int], None] | None:
         return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
 
+    distilling, finetuning = recipes_of(config, task.distill_steps, task.finetune_steps)
     if task.distill_steps:
-        recipe = DistillRecipe(steps=task.distill_steps, batch=config.batch)
-        distill(student, context.targets, recipe, augment=context.augment, seed=task.seed, device=device, progress=tell(0, 1))
+        distill(student, context.targets, distilling, augment=context.augment, seed=task.seed, device=device, progress=tell(0, 1))
     finetune(
         student,
         context.corpus,
-        FinetuneRecipe(steps=task.finetune_steps, batch=config.batch),
+        finetuning,
         window=context.target.window,
         augment=context.augment,
         seed=task.seed + 1,
         device=device,
         progress=tell(task.distill_steps, 2),
     )
+
+
+def recipes_of(config: StudyConfig, distill_steps: int, finetune_steps: int) -> tuple[DistillRecipe, FinetuneRecipe]:
+    return DistillRecipe(steps=distill_steps, batch=config.batch), FinetuneRecipe(steps=finetune_steps, batch=config.batch)
 
 
 def latency_scores(context: Context, student: Student) -> dict[str, float]:

@@ -48,12 +48,18 @@ class Exploration:
         )
         searcher.enqueue(space_of(self.context).smallest(self.context.teacher.geometry))
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with tempfile.TemporaryDirectory(prefix="srlnas-ray-") as scratch:  # Ray's own state is never read again
-            tune.Tuner(
-                tune.with_resources(trainable, {"cpu": config.cpus, "gpu": config.gpus}),
-                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True),
-                run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
-            ).fit()
+        try:
+            with tempfile.TemporaryDirectory(prefix="srlnas-ray-") as scratch:  # Ray's own state is never read again
+                tune.Tuner(
+                    tune.with_resources(trainable, {"cpu": config.cpus, "gpu": config.gpus}),
+                    tune_config=tune.TuneConfig(
+                        search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                    ),
+                    run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
+                ).fit()
+        finally:  # what was interrupted was paid for
+            for _, began in self.running.values():
+                self.context.study.ledger.charge(SPENT_ON, (time.monotonic() - began) * self.resources)
 
     def show(self) -> None:
         """Progress: of what the search may spend, what is spent, running trainings included."""

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +17,14 @@ import ray
 from nas.budget import Budget, append_line, read_lines
 from nas.candidates import Candidate
 from nas.cluster import run_task
-from nas.evaluate import Context, Start, Task, cost_of, task_json
+from nas.evaluate import Context, Start, Task, cost_of, recipes_of, task_json
 from nas.pareto import knee, non_dominated
-from nas.plan import Pace, Plan, full_steps
+from nas.plan import SAFETY, Pace, Plan, full_steps
 from nas.searcher import values_of
 from nas.study import Study
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import paper_student
+from trainers.decoding import content_hash
 from trainers.student import load_student
 
 Role = Literal["finalist", "teacher", "paper's student", "knee from scratch"]
@@ -31,7 +34,8 @@ SPENT_ON = {"finalist": "finalists"}
 
 @dataclass(frozen=True, kw_only=True)
 class Final:
-    """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate."""
+    """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate.
+    measured: its latency was taken after training, on an idle machine."""
 
     name: str
     role: Role
@@ -41,6 +45,7 @@ class Final:
     finetune_steps: int
     candidate: int | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    measured: bool = False
     error: str | None = None
 
     def objectives(self) -> list[float]:
@@ -93,37 +98,51 @@ class Finals:
         self.context, self.plan, self.pace, self.budget, self.workers, self.tick = context, plan, pace, budget, workers, tick
         config = context.study.config
         self.resources = config.gpus if budget.resource == "gpu" else config.cpus
+        self.expected, self.finished = 0.0, 0.0  # wall seconds, for the progress
 
     def run(self) -> list[Final]:
-        """All finals, the scratch reference last because it has the architecture of the final front's knee."""
-        wanted = self.wanted()
-        self._train_all([final for final in wanted if not self._done(final)])
-        trained = [final for final in read_finals(self.context.study) if final.role == "finalist" and not final.error]
-        if trained:
-            scratch = self._scratch(trained)
-            self._train_all([] if self._done(scratch) else [scratch])
+        """All finals; the scratch reference last, because it has the architecture of the final front's knee."""
+        self._train(self.wanted())
         self._measure()
+        trained = [final for final in read_finals(self.context.study) if final.role == "finalist" and final.scores]
+        if trained:
+            self._train([self._scratch(trained)])
+            self._measure()
         return read_finals(self.context.study)
 
     def wanted(self) -> list[Final]:
-        """The references and as many finalists as what is left of the budget trains at least as long as a candidate."""
-        study, teacher = self.context.study, self.context.teacher
+        """The references and as many finalists as what is left of the budget trains at least as long as a candidate.
+
+        Where finals were begun before, those, and further finalists of the same length that a raised budget pays for.
+        """
+        study = self.context.study
         candidates = choose_finalists(study.candidates(), study.config.finalists)
         recorded = [final for final in read_finals(study) if final.role != "knee from scratch"]
-        if recorded:  # resumed: what was begun goes on with its length
-            return recorded
+        finals = recorded + self._further(recorded, candidates) if recorded else self._first(candidates)
+        for final in finals:
+            if final not in recorded:
+                append_line(study.folder / FINALS_FILE, final.to_json())
+        return finals
+
+    def _first(self, candidates: Sequence[Candidate]) -> list[Final]:
+        study, teacher = self.context.study, self.context.teacher.architecture
         left = self.budget.seconds - study.ledger.spent
-        fixed = [teacher.architecture, paper_student(teacher.architecture)]
         for count in range(len(candidates), 0, -1):
             members = [candidate.architecture for candidate in candidates[:count]]
-            macs = [cost_of(self.context, a).total_macs for a in [*fixed, *members, members[0]]]
+            trained = [teacher, paper_student(teacher), *members, members[0]]  # the last stands for the scratch reference
+            macs = [cost_of(self.context, architecture).total_macs for architecture in trained]
             steps = full_steps(left, self.resources, self.pace, macs, self.plan, study.config.full_length)
             if steps or count == 1:
-                finals = self._finals(candidates[:count], max(steps, self.plan.finetune_steps))
-                for final in finals:
-                    append_line(study.folder / FINALS_FILE, final.to_json())
-                return finals
+                return self._finals(candidates[:count], max(steps, self.plan.finetune_steps))
         return []
+
+    def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
+        begun = {final.candidate for final in recorded}
+        new = self._finals([c for c in candidates if c.number not in begun], recorded[0].finetune_steps)[2:]
+        left = self.budget.seconds - self.context.study.ledger.spent
+        left -= sum(self._seconds(final) for final in recorded if not self._done(final)) * self.resources
+        afforded = np.cumsum([SAFETY * self.resources * self._seconds(final) for final in new]) <= left
+        return [final for final, affordable in zip(new, afforded) if affordable]
 
     def _finals(self, finalists: Sequence[Candidate], steps: int) -> list[Final]:
         teacher = self.context.teacher.architecture
@@ -158,7 +177,7 @@ class Finals:
         best = front[knee(np.array([f.objectives() for f in front]))]
         steps = best.finetune_steps + best.distill_steps // 2
         return Final(
-            name="knee-from-scratch",
+            name=f"{best.name}-from-scratch",
             role="knee from scratch",
             architecture=best.architecture,
             start="random",
@@ -168,38 +187,47 @@ class Finals:
         )
 
     def _done(self, final: Final) -> bool:
-        return any(done.name == final.name and (done.scores or done.error) for done in read_finals(self.context.study))
+        """What failed is tried again when the study is resumed."""
+        return any(done.name == final.name and done.scores for done in read_finals(self.context.study))
 
-    def _train_all(self, finals: Sequence[Final]) -> None:
-        """Longest first, so that the workers end together."""
-        longest = sorted(finals, key=self._seconds, reverse=True)
-        done, total = 0.0, sum(map(self._seconds, finals))
-        for final, report in self._reports(longest):
-            study = self.context.study
-            study.ledger.charge(SPENT_ON.get(final.role, "references"), report.get("seconds", 0.0) * self.resources)
+    def _train(self, wanted: Sequence[Final]) -> None:
+        """What is not done, longest first, so that the workers end together."""
+        left = sorted((final for final in wanted if not self._done(final)), key=self._seconds, reverse=True)
+        self.expected, self.finished = sum(map(self._seconds, left)), 0.0
+        for final, report in self._reports(left):
             trained = dataclasses.replace(final, scores=report.get("scores", {}), error=report.get("error"))
-            append_line(study.folder / FINALS_FILE, trained.to_json())
-            done += self._seconds(final)
-            self.tick(done, total)
+            append_line(self.context.study.folder / FINALS_FILE, trained.to_json())
+            self.finished += self._seconds(final)
 
     def _seconds(self, final: Final) -> float:
         return self.pace.seconds(cost_of(self.context, final.architecture).total_macs, final.distill_steps, final.finetune_steps)
 
     def _reports(self, finals: Sequence[Final]) -> Iterator[tuple[Final, dict[str, Any]]]:
+        """Each final with its report as it ends. What runs is charged, interrupted or not."""
         config = self.context.study.config
         remote = ray.remote(run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
-        waiting, running = list(finals), dict[Any, Final]()
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                final = waiting.pop(0)
-                cached = self._cached(final)
-                if cached is not None:
-                    yield final, cached
-                else:
-                    running[remote.remote(task_json(self._task(final)))] = final
-            for reference in ray.wait(list(running), num_returns=1)[0] if running else []:
-                final = running.pop(reference)
-                yield final, self._report(final, reference)
+        waiting, running = list(finals), dict[Any, tuple[Final, float]]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    final = waiting.pop(0)
+                    cached = self._cached(final)
+                    if cached is not None:
+                        yield final, cached
+                    else:
+                        running[remote.remote(task_json(self._task(final)))] = final, time.monotonic()
+                for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0] if running else []:
+                    final, began = running.pop(reference)
+                    self._charge(final, began)
+                    yield final, self._report(final, reference)
+                self.tick(self.finished + sum(time.monotonic() - began for _, began in running.values()), self.expected)
+        finally:
+            for final, began in running.values():
+                self._charge(final, began)
+
+    def _charge(self, final: Final, began: float) -> None:
+        seconds = (time.monotonic() - began) * self.resources
+        self.context.study.ledger.charge(SPENT_ON.get(final.role, "references"), seconds)
 
     def _report(self, final: Final, reference: Any) -> dict[str, Any]:
         try:
@@ -224,18 +252,13 @@ class Finals:
 
     def _cache(self, final: Final) -> Path:
         """Where a reference of this teacher, corpus and recipe is kept for later studies."""
-        context, task = self.context, self._task(final)
-        config = context.study.config
-        recipe = {
-            **asdict(task),
-            "study": "",
-            "batch": config.batch,
-            "windows": config.target_windows,
-            "window": context.target.window,
-        }
-        data = [context.teacher.digest, context.corpus.digest, config.trials, config.noise]
-        key = hashlib.sha256(json.dumps([data, recipe], sort_keys=True).encode()).hexdigest()[:16]
-        return Path(config.cache) / "references" / key
+        context, config = self.context, self.context.study.config
+        cache = Path(config.cache)
+        files = [content_hash(Path(path), cache) for path in (config.trials, config.noise) if path]
+        recipes = [asdict(recipe) for recipe in recipes_of(config, final.distill_steps, final.finetune_steps)]
+        data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
+        what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipes, data]
+        return cache / "references" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def _cached(self, final: Final) -> dict[str, Any] | None:
         """The report of a reference that an earlier study trained, its student copied here; it costs this study nothing."""
@@ -243,7 +266,8 @@ class Finals:
         if not (folder / "report.json").is_file():
             return None
         shutil.copytree(folder, self.context.study.weights_folder(final.name), dirs_exist_ok=True)
-        return {**json.loads((folder / "report.json").read_text()), "seconds": 0.0}
+        report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+        return report
 
     def _keep(self, final: Final, report: dict[str, Any]) -> None:
         folder = self._cache(final)
@@ -251,12 +275,12 @@ class Finals:
         (folder / "report.json").write_text(json.dumps(report))
 
     def _measure(self) -> None:
-        """Latencies of all finals once more, one after the other on an idle machine, the trained files themselves."""
+        """Latencies of what was trained, once more: one after the other on an idle machine, the trained files themselves."""
         study = self.context.study
         with study.ledger.timing("measuring finalists", 1.0 if self.budget.resource == "cpu" else 0.0):
             for final in read_finals(study):
-                if final.scores:
+                if final.scores and not final.measured:
                     latency = self.context.latency.of_student(load_student(study.weights_folder(final.name)))
                     scores = {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}
-                    measured = dataclasses.replace(final, scores={**final.scores, **scores})
+                    measured = dataclasses.replace(final, scores={**final.scores, **scores}, measured=True)
                     append_line(study.folder / FINALS_FILE, measured.to_json())

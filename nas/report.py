@@ -37,9 +37,11 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     finalists = [final for final in finals if final.role == "finalist"]
     ended = any(final.role == "knee from scratch" for final in finals)
     if ended:
-        on_front = non_dominated(np.array([final.objectives() for final in finalists]))
-        members = [_member(study, final, facts, run_ids) for final, on in zip(finalists, on_front) if on]
-        references = [_member(study, final, facts, run_ids) for final in finals if final.role != "finalist"]
+        points = np.array([final.objectives() for final in finalists])
+        on_front = [final for final, on in zip(finalists, non_dominated(points)) if on]
+        best = on_front[knee(np.array([final.objectives() for final in on_front]))]
+        beside = [f for f in finals if f.role != "finalist" and f.candidate in (None, best.candidate)]
+        members, references = ([_member(study, final, facts, run_ids) for final in shown] for shown in (on_front, beside))
     else:
         members, references = [_candidate_member(candidate, facts) for candidate in search_front(study.candidates())], []
     members.sort(key=lambda member: float(member["latency_ms"]))

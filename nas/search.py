@@ -4,7 +4,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
             with progress(console, "search") as tick:
                 exploration = Exploration(context, plan, pace, budget, tracking, tick)
                 exploration.run(workers)
+            check_any_complete(study)
             with progress(console, "finalists and references") as tick:
                 Finals(context, plan, exploration.learned_pace, budget, workers, tick).run()
             front = report(context, tracking)
@@ -61,8 +62,19 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
             write_report(study, build_front(study))
             raise
         finally:
-            tracking.finish(status)  # type: ignore[arg-type]
+            with suppress(Exception):  # a server that went away must not hide what ended the search
+                tracking.finish(status)  # type: ignore[arg-type]
     return front
+
+
+def check_any_complete(study: Study) -> None:
+    """Raises ValueError, with a reason, when no candidate finished."""
+    candidates = study.candidates()
+    if not any(candidate.state == "complete" for candidate in candidates):
+        reason = next(
+            (f"{candidate.state}: {candidate.error}" for candidate in candidates if candidate.error), "none was affordable"
+        )
+        raise ValueError(f"no candidate of {len(candidates)} finished; the first was {reason}")
 
 
 def prepare(study: Study, budget: Budget, console: Console) -> Context:
@@ -147,13 +159,22 @@ def describe_plan(plan: Plan, budget: Budget, spent: float, workers: int) -> str
 
 
 def report(context: Context, tracking: Tracking) -> dict[str, Any]:
-    """Writes the front to the study folder and to MLflow, which then has all of the study, also what it missed before."""
+    """Writes the front to the study folder and to MLflow, which then has all of the study, also what it missed before.
+
+    Raises ValueError when MLflow does not take it: nothing is lost then, and resuming the study logs it again.
+    """
     study = context.study
-    for candidate in study.candidates():
-        tracking.log_candidate(candidate)
-    front = build_front(study, log_finals(study, tracking))
-    pictures = write_report(study, front)
-    publish(context, tracking, front, pictures)
+    write_report(study, build_front(study))
+    try:
+        for candidate in study.candidates():
+            tracking.log_candidate(candidate)
+        front = build_front(study, log_finals(study, tracking))
+        publish(context, tracking, front, write_report(study, front))
+    except Exception as error:  # MLflow's and its transports' many kinds
+        raise ValueError(
+            f"MLflow did not take the results ({str(error).splitlines()[0]}); the front is in {study.folder}, and "
+            f"`srlnas search --resume {study.config.name}` logs it again"
+        ) from error
     return front
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.batches import Augmentation, by_speaker, cut, random_start, shuffled, training_windows, window_starts
+from trainers.batches import Augmentation, by_length, cut, random_start, shuffled, training_windows, window_starts
 from trainers.corpora import Corpus
 
 WINDOW = 4880  # 15 frames
@@ -116,17 +116,17 @@ def test_shuffled_gives_every_row_once_an_epoch_in_changing_order() -> None:
     assert order == list(islice(shuffled(rows, rng()), 60))
 
 
-def test_by_speaker_draws_every_speaker_and_clip(tiny_corpus: Corpus) -> None:
+def test_by_length_draws_every_speaker_and_clip(tiny_corpus: Corpus) -> None:
     rows = tiny_corpus.rows("train", with_speaker=True)
-    drawn = list(islice(by_speaker(tiny_corpus, rows, WINDOW, rng()), 4000))
+    drawn = list(islice(by_length(tiny_corpus, rows, WINDOW, rng()), 4000))
     assert set(drawn) == set(rows.tolist())
     heard = Counter(tiny_corpus.speakers[drawn])
     assert len(heard) == 4
     assert max(heard.values()) < 1.3 * min(heard.values())  # all have equally much speech
-    assert drawn == list(islice(by_speaker(tiny_corpus, rows, WINDOW, rng()), 4000))
+    assert drawn == list(islice(by_length(tiny_corpus, rows, WINDOW, rng()), 4000))
 
 
-def test_by_speaker_draws_by_the_root_of_speech_and_clips_by_length(tiny_corpus: Corpus) -> None:
+def test_every_window_of_speech_is_drawn_alike(tiny_corpus: Corpus) -> None:
     """One speaker has four clips of a window, one a long clip of four windows, one a clip of a window alone."""
     speakers = tiny_corpus.speakers
     long = [row for row in tiny_corpus.rows("train") if tiny_corpus.length(row) == 24_000]
@@ -134,9 +134,9 @@ def test_by_speaker_draws_by_the_root_of_speech_and_clips_by_length(tiny_corpus:
         name: [row for row in tiny_corpus.rows("train") if speakers[row] == name and row not in long] for name in set(speakers)
     }
     rows = np.array([*short["train0"][:4], long[1], short["train2"][0]])
-    drawn = Counter(islice(by_speaker(tiny_corpus, rows, WINDOW, rng()), 20_000))
+    drawn = Counter(islice(by_length(tiny_corpus, rows, WINDOW, rng()), 20_000))
     shares = [drawn[row] / 20_000 for row in rows.tolist()]
-    np.testing.assert_allclose(shares, [0.1, 0.1, 0.1, 0.1, 0.4, 0.2], atol=0.02)
+    np.testing.assert_allclose(shares, [1 / 9, 1 / 9, 1 / 9, 1 / 9, 4 / 9, 1 / 9], atol=0.02)
 
 
 def test_training_windows_are_cut_on_whole_frames(tiny_corpus: Corpus) -> None:

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import wave
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,27 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert said.split()[0] in manifest["labels"]
     refused = run(folder, "export", knee["run_id"], "--name", "mine", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    pages = subprocess.Popen([*SRLNAS, "ui", "--port", str(port)], cwd=searched[0], start_new_session=True, **quiet)
+    try:
+        shown = None
+        deadline = time.monotonic() + 120
+        while shown is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            time.sleep(0.3)
+        assert shown and b"MLflow" in shown
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+        assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
+    finally:
+        os.killpg(pages.pid, signal.SIGTERM)
+        pages.wait(30)
 
 
 def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], corpus: Path) -> None:

@@ -83,17 +83,15 @@ def shuffled(rows: Ints, rng: Rng) -> Iterator[int]:
         yield from map(int, rng.permutation(rows))
 
 
-def by_speaker(corpus: Corpus, rows: Ints, window: int, rng: Rng) -> Iterator[int]:
-    """Rows for ever: a speaker is drawn by the square root of the windows that it fills, then one of its clips by length.
+def by_length(corpus: Corpus, rows: Ints, window: int, rng: Rng) -> Iterator[int]:
+    """Rows for ever, each as often as it fills windows, so that every second of speech is heard alike.
 
-    Drawn by clips, a speaker with one long utterance would hardly be heard; drawn alike, it would be learnt by heart.
+    Speakers drawn alike, or by the square root of what they say, lost where one corpus has few speakers and the other many
+    of one utterance each: the student hardly heard the speech that it is scored on (validation EER 38 % against 23 %).
     """
-    names, speaker = np.unique(corpus.speakers[rows].astype(str), return_inverse=True)
     filled = np.array([max(1, corpus.length(int(row)) // window) for row in rows], float)
-    totals = np.bincount(speaker, filled, len(names))
-    chance = filled / totals[speaker] * np.sqrt(totals)[speaker]
     while True:
-        yield from map(int, rng.choice(rows, size=4096, p=chance / chance.sum()))
+        yield from map(int, rng.choice(rows, size=4096, p=filled / filled.sum()))
 
 
 def training_windows(

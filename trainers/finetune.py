@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.architecture import EMBEDDING_DIM
-from trainers.batches import Augmentation, by_speaker, shuffled, training_windows
+from trainers.batches import Augmentation, by_length, shuffled, training_windows
 from trainers.corpora import Corpus
 from trainers.distill import update
 from trainers.precision import autocast
@@ -73,7 +73,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=2 * recipe.steps + 1, pct_start=0.15, cycle_momentum=False
     )
-    clips, voices = shuffled(keyword_rows, rng), by_speaker(corpus, speaker_rows, window, rng)
+    clips, voices = shuffled(keyword_rows, rng), by_length(corpus, speaker_rows, window, rng)
 
     def forward(rows: list[int]) -> tuple[Tensor, Tensor]:
         audio = training_windows(corpus, rows, window, rng, augment).to(device)
