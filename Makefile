@@ -1,5 +1,5 @@
 PYTHON ?= python3
-BUDGET ?= 20cpu-minutes
+BUDGET ?= 22cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 

@@ -100,7 +100,7 @@ def search(
             tracking_uri=tracking_uri,
             cache=str(Path(cache).resolve()),
         )
-        check_config(config)
+        check_config(config, ray_address)
         study = create_study(config)
     try:
         front = run_search(study, console(), ray_address=ray_address)

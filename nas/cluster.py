@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 from nas.budget import Budget
 from nas.config import StudyConfig
 
+ANSWER_SECONDS = 5
 PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
 
 
@@ -30,10 +32,29 @@ def connect(address: str | None = None) -> None:
         ray.init(**common)
         return
     del common["include_dashboard"]
+    check_answers(address)
     root = Path(__file__).parent.parent
     try:
         ray.init(address=address, runtime_env={"py_modules": [str(root / package) for package in PACKAGES]}, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head` or leave --ray-address out"
+        ) from None
+
+
+def check_answers(address: str) -> None:
+    """Raises ValueError when nothing listens at `host:port` (Ray itself would try for minutes), and for a Ray Client address:
+    Tune then runs away from the study folder, which the driver alone writes."""
+    if address == "auto":
+        return
+    if "://" in address:
+        raise ValueError(
+            f"the Ray address is {address!r}; run this on a node of the cluster and give host:port (6379 by default) or auto"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head` or leave --ray-address out"
         ) from None

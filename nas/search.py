@@ -15,6 +15,8 @@ from deploy.measure import device_facts
 from deploy.target import load_target
 from nas import cluster
 from nas.budget import Budget, in_words, parse_budget
+from nas.config import StudyConfig
+from nas.connection import connect as connect_mlflow
 from nas.connection import default_tracking_uri
 from nas.evaluate import REFERENCE_MS, Context, cost_of, open_context
 from nas.explore import Exploration
@@ -178,13 +180,16 @@ def report(context: Context, tracking: Tracking) -> dict[str, Any]:
     return front
 
 
-def check_config(study_config: Any) -> None:
-    """Raises ValueError, before a study folder is made, for what needs no corpus to be seen wrong."""
-    parse_budget(study_config.budget)
-    load_target(study_config.target)
-    if study_config.space not in CATALOG:
-        raise ValueError(f"there is no space {study_config.space!r}; known are {', '.join(sorted(CATALOG))}")
-    for path in (*study_config.data, study_config.trials, study_config.noise):
+def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
+    """Raises ValueError, before a study folder is made, for what can be seen wrong without reading the corpus."""
+    budget = parse_budget(config.budget)
+    load_target(config.target)
+    if config.space not in CATALOG:
+        raise ValueError(f"there is no space {config.space!r}; known are {', '.join(sorted(CATALOG))}")
+    for path in (*config.data, config.trials, config.noise):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
-    load_teacher(study_config.teacher)
+    load_teacher(config.teacher)
+    connect_mlflow(config.tracking_uri or default_tracking_uri())
+    cluster.connect(ray_address)
+    cluster.workers(config, budget)

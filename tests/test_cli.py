@@ -108,6 +108,7 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_made(
 
 def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:
     assert "the cluster has none" in refused(tmp_path, "search", "--budget", "1gpu-hours")
+    assert not (tmp_path / "studies").exists()
 
 
 def test_an_mlflow_server_that_does_not_answer(tmp_path: Path) -> None:
@@ -115,6 +116,7 @@ def test_an_mlflow_server_that_does_not_answer(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
     assert "no MLflow server answers" in refused(tmp_path, "search", "--tracking-uri", uri)
+    assert not (tmp_path / "studies").exists()
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,25 @@ def test_ctrl_c_loses_nothing(tmp_path: Path, corpus: Path) -> None:
     complete = {c["number"] for c in lines if c["state"] == "complete"}
     assert set(before) < complete and len(complete) == 4
     assert json.loads(run(tmp_path, "front", "cut", "--json").stdout)["stage"] == "final"
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_joined(tmp_path: Path, corpus: Path) -> None:
+    """Ray's own processes on another port, as a cluster would be; the code travels with the search."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = ["start", "--head", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
+    subprocess.run([*ray, *head], check=True, capture_output=True, cwd=tmp_path)
+    try:
+        address = ("--ray-address", f"127.0.0.1:{port}")
+        run(tmp_path, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "joined", *address)
+        assert json.loads(run(tmp_path, "front", "joined", "--json").stdout)["stage"] == "final"
+    finally:
+        subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True)
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    refused = run(tmp_path, "search", "--ray-address", "127.0.0.1:1", "--name", "nowhere", check=False)
+    assert refused.returncode == 2 and "no Ray cluster answers" in refused.stderr and "Traceback" not in refused.stderr
