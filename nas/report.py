@@ -256,28 +256,41 @@ def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:
 
 
 def plot(front: Mapping[str, Any], path: Path) -> Path:
-    """Keyword error and EER over latency: members joined, references as crosses."""
+    """Keyword error and EER over latency: members and references (crosses) with their intervals, each under its own number."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    prefix = "test_" if front["split"] == "test" else ""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    shown = [(member, "o", "tab:blue") for member in front["members"]] + [(m, "x", "tab:red") for m in front["references"]]
     for axes, name, label in zip(figure.subplots(1, 2), ("keyword_error", "eer"), ("keyword error", "equal error rate")):
-        for kind, style in (("members", {"fmt": "o"}), ("references", {"fmt": "x", "color": "tab:red"})):
-            for member in front[kind]:
-                scores, x = member["scores"], member["latency_ms"]
-                y, low, high = (scores[f"{prefix}{name}{end}"] for end in ("", "_low", "_high"))
-                axes.errorbar(
-                    x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], capsize=2, alpha=0.8, **{"color": "tab:blue", **style}
-                )
-                text = member["role"] if kind == "references" else "/".join(member["aliases"]) or member["name"]
-                axes.annotate(
-                    f"{text}\n{member['params'] / 1e6:.2f} M", (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points"
-                )
+        for number, (member, marker, color) in enumerate(shown, 1):
+            x, (y, low, high) = member["latency_ms"], _drawn(member["scores"], name, front["split"])
+            bars = [[max(0.0, y - low)], [max(0.0, high - y)]]
+            entry = f"{number} {_title(member)}, {member['params'] / 1e6:.2f} M"
+            axes.errorbar(x, y, yerr=bars, fmt=marker, color=color, capsize=2, alpha=0.7, label=entry)
+            axes.annotate(str(number), (x, y), fontsize=9, xytext=(5, 3), textcoords="offset points")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(
             xlabel=f"latency, ms ({(front.get('target') or {}).get('name')}, measured)", ylabel=f"{label}, % ({front['split']})"
         )
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
+    if shown:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{front['study']}{', synthetic speech' if front['synthetic'] else ''}")
     figure.savefig(path, dpi=110)
     return path
+
+
+def _drawn(scores: Mapping[str, float], name: str, split: str) -> tuple[float, float, float]:
+    prefix = "test_" if split == "test" else ""
+    return scores[f"{prefix}{name}"], scores[f"{prefix}{name}_low"], scores[f"{prefix}{name}_high"]
+
+
+def _title(member: Member) -> str:
+    if member["role"] in ("finalist", "candidate"):
+        return str(member["name"]) + (f" ({', '.join(member['aliases'])})" if member["aliases"] else "")
+    return str(member["role"])
