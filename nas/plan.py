@@ -104,7 +104,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, typ
     Raises ValueError, saying what it would take, when the budget buys not one candidate and its references.
     """
     resources = config.gpus if budget.resource == "gpu" else config.cpus
-    left = budget.seconds - spent
+    left = max(0.0, budget.seconds - spent)
     search = left * SEARCH_SHARE
     wanted = min(config.candidates or math.inf, wanted_candidates(search))
 

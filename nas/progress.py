@@ -20,7 +20,8 @@ def console(stderr: bool = False) -> Console:
 def progress(to: Console, title: str) -> Iterator[Tick]:
     """Gives a function of (done, total) in any unit."""
     if not to.is_terminal:
-        to.print(title)
+        if not to.stderr:  # what goes to stderr is for errors, where nobody watches
+            to.print(title)
         yield lambda done, total: None
         return
     columns = (

@@ -45,7 +45,7 @@ def test_more_budget_trains_more_candidates_for_longer() -> None:
 
 def test_a_budget_that_buys_nothing_says_what_it_would_take() -> None:
     with pytest.raises(ValueError, match=r"give at least (\d+)cpu-minutes") as refusal:
-        plan(parse_budget("90cpu-seconds"))
+        plan(parse_budget("30cpu-seconds"))
     enough = str(refusal.value).split("at least ")[1].split(",")[0]
     assert plan(parse_budget(enough)).candidates >= 1
 
