@@ -1,12 +1,12 @@
 PYTHON ?= python3
-BUDGET ?= 22cpu-minutes
+BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: search test lint slow install clean
 
 search: install
-	$(RUN)/srlnas search --space edge --budget $(BUDGET)
+	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
 
 test: lint
 	$(RUN)/python -m pytest -q -m "not slow and not gpu"
