@@ -13,11 +13,10 @@ State = Literal["running", "complete", "stopped", "refused", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A score that the search minimises. `limit` (in `unit`) refuses a candidate before training where a cheap score exceeds it."""
+    """A score that the search minimises. Limits are the study's (`StudyConfig`) and the target's."""
 
     name: str
     unit: str
-    limit: float | None = None
 
 
 KEYWORD_ERROR = Objective(name="keyword_error", unit="%")

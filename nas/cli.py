@@ -83,7 +83,7 @@ def search(
             data=tuple(str(Path(path).resolve()) for path in data or ()),
             trials=str(Path(trials).resolve()) if trials else None,
             noise=str(Path(noise).resolve()) if noise else None,
-            target=target,
+            target=str(Path(target).resolve()) if target.endswith(".toml") else target,
             budget=budget,
             max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
             max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),

@@ -189,8 +189,14 @@ def recipes_of(config: StudyConfig, distill_steps: int, finetune_steps: int) -> 
     return DistillRecipe(steps=distill_steps, batch=config.batch), FinetuneRecipe(steps=finetune_steps, batch=config.batch)
 
 
+def tightest(*limits: float | None) -> float | None:
+    """The smallest of the study's and the target's limits, None where neither binds."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def latency_scores(context: Context, student: Student) -> dict[str, float]:
-    latency, limit = context.latency.of_student(student.folded()), context.study.config.max_latency_ms
+    latency = context.latency.of_student(student.folded())
+    limit = tightest(context.study.config.max_latency_ms, context.target.max_latency_ms)
     if limit is not None and latency.low > limit:
         raise Refused(f"latency {latency.low:.2f} to {latency.high:.2f} ms is beyond the limit of {limit:g} ms")
     return {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}

@@ -12,7 +12,7 @@ from typing import Any
 from nas.budget import Budget
 from nas.candidates import OBJECTIVES, Candidate
 from nas.cluster import trainable
-from nas.evaluate import Context, Task, cost_of, cost_scores, task_json
+from nas.evaluate import Context, Task, cost_of, cost_scores, task_json, tightest
 from nas.plan import SAFETY, Pace, Plan, space_of
 from nas.searcher import Hooks, StudySearcher
 from nas.tracking import Tracking
@@ -176,7 +176,7 @@ def limits_broken(context: Context, params: float, memory: float) -> str | None:
         (params, (config.max_params, target.max_params), "params"),
         (memory, (config.max_memory, target.max_memory_bytes), "bytes of weights and activations"),
     ):
-        limit = min((limit for limit in limits if limit is not None), default=None)
+        limit = tightest(*limits)
         if limit is not None and value > limit:
             return f"{value:,.0f} {what} are beyond the limit of {limit:,.0f}"
     return None

@@ -158,6 +158,13 @@ def test_limits_that_no_student_keeps(tmp_path: Path) -> None:
     assert "no candidate" in line and "beyond the limit of 1,000" in line
 
 
+def test_a_latency_limit_of_the_target_refuses_too(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c.parquet", rows())
+    (tmp_path / "watch.toml").write_text('description = "a slow watch"\nmax_latency_ms = 0.001\n')
+    options = ("--space", "edge", "--batch", "2", "--steps", "1", "--candidates", "1", "--budget", "9cpu-hours")
+    assert "beyond the limit of 0.001 ms" in refused(tmp_path, "search", "--data", "c.parquet", "--target", "watch.toml", *options)
+
+
 def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused(tmp_path, "search", "--teacher", "empty")
