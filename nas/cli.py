@@ -9,16 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from nas.data_cli import data_app
+from nas.options import INTERRUPTED, TrackingUri
+from nas.teacher_cli import teacher_app
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Finds small speech encoders for edge devices."
 )
-data_app = typer.Typer(no_args_is_help=True, help="Corpora: import, check.")
 app.add_typer(data_app, name="data")
-
-TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow server or database; default: srlnas.db (sqlite) in the working folder.")
-]
-INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+app.add_typer(teacher_app, name="teacher")
 
 
 @app.callback()
@@ -69,6 +68,7 @@ def search(
     from nas.search import check_config
     from nas.search import search as run_search
     from nas.study import create_study, open_study
+    from trainers.teacher_folder import absolute_source
 
     if resume is not None:
         study = open_study(resume)
@@ -79,7 +79,7 @@ def search(
         config = StudyConfig(
             name=name or f"{space}-{time.strftime('%Y%m%d-%H%M%S')}",
             space=space,
-            teacher=str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher,
+            teacher=absolute_source(teacher),
             data=tuple(str(Path(path).resolve()) for path in data or ()),
             trials=str(Path(trials).resolve()) if trials else None,
             noise=str(Path(noise).resolve()) if noise else None,
@@ -214,44 +214,6 @@ def spaces(
     for row in space_rows(teacher):
         table.add_row(*row)
     console().print(table)
-
-
-@data_app.command("import")
-def data_import(
-    folder: Annotated[Path, typer.Argument(help="Folder of audio files.")],
-    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
-    pattern: Annotated[str, typer.Option(help="Where keyword and speaker stand in a path.")] = "{keyword}/{speaker}_*.wav",
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-) -> None:
-    """Import a folder of audio files; splits are speaker-disjoint and always the same."""
-    from nas.progress import console, progress
-    from trainers.importers import import_folder
-
-    with progress(console(stderr=True), f"importing {folder}") as tick:
-        report = import_folder(folder, pattern, out, seed=seed, progress=tick)
-    typer.echo(f"{out}: {report}")
-
-
-@data_app.command("check")
-def data_check(
-    corpus: Annotated[list[Path], typer.Argument(help="Parquet files, together one corpus.")],
-    trials: Annotated[Path | None, typer.Option(help="Trial list to check against it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
-) -> None:
-    """Decode a corpus and report clips, hours, keywords, speakers, splits and unreadable files."""
-    from nas.describe import check_lines
-    from nas.progress import console, progress
-    from trainers.corpora import check_trainable, describe, load_corpus
-    from trainers.trials import load_trials
-
-    with progress(console(stderr=True), "decoding") as tick:
-        loaded = load_corpus(corpus, cache, tick)
-    content: dict[str, Any] = describe(loaded)
-    if trials:
-        content["trials"] = {split: len(found) for split, found in load_trials(trials, loaded).items()}
-    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(check_lines(content)))
-    check_trainable(loaded)
 
 
 def main() -> None:

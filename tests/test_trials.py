@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.corpora import Corpus
-from trainers.trials import Trials, load_trials, make_trials
+from trainers.trials import Trials, load_trials, make_trials, write_trials
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 
@@ -52,6 +52,13 @@ def test_trials_are_read_by_split(tmp_path: Path) -> None:
     assert found["test"].same.dtype == bool
 
 
+def test_trials_that_are_written_are_read(tmp_path: Path) -> None:
+    write_trials(tmp_path / "new" / "t", [("test", "c3", "c4", False), ("val", "c0", "c1", True)])
+    found = load_trials(tmp_path / "new" / "t", corpus_of(CLIPS))
+    assert {split: pairs_of(trials) for split, trials in found.items()} == {"test": [(3, 4, False)], "val": [(0, 1, True)]}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["t"]
+
+
 def test_trials_of_skipped_clips_are_dropped(tmp_path: Path) -> None:
     path = write(tmp_path / "t", ("val", "c0", "gone", True), ("val", "gone", "c1", True), ("val", "c0", "c1", True))
     assert len(load_trials(path, corpus_of(CLIPS, skipped=("gone",)))["val"]) == 1
@@ -70,8 +77,9 @@ def test_trials_of_skipped_clips_are_dropped(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_trials_are_named(tmp_path: Path, trial: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         load_trials(write(tmp_path / "t", trial), corpus_of(CLIPS))
+    assert "\n" not in str(refused.value)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ BATCH_ROWS = 64  # clips decoded at a time
 SAMPLES_FILE, INDEX_FILE = "samples.i16", "index.parquet"
 
 Samples = NDArray[np.int16]
+_UNREADABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError)  # all seen from damaged files
 
 
 class BadAudio(Exception):
@@ -45,8 +46,8 @@ def decode(data: bytes | Path, *, silence: bool = False) -> Samples:
         raise BadAudio("empty")
     try:
         x_nc, rate = soundfile.read(io.BytesIO(data) if isinstance(data, bytes) else data, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise BadAudio(f"unreadable: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    except _UNREADABLE as error:
+        raise _bad(error) from None
     if rate < LOWEST_RATE:
         raise BadAudio(f"sample rate {rate} Hz is below {LOWEST_RATE}")
     x = _resample(x_nc.mean(1), rate)
@@ -57,6 +58,17 @@ def decode(data: bytes | Path, *, silence: bool = False) -> Samples:
     if np.abs(x).max() < SMALLEST_PEAK and not silence:
         raise BadAudio("silent")
     return (x * FULL_SCALE).round().clip(-FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+
+
+def audio_form(data: bytes) -> tuple[int, int]:
+    """Sample rate in Hz and channels of an encoded audio file, from its header. Raises BadAudio as `decode` does."""
+    if data == b"":
+        raise BadAudio("empty")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return file.samplerate, file.channels
+    except _UNREADABLE as error:
+        raise _bad(error) from None
 
 
 def content_hash(path: Path, cache: Path) -> str:
@@ -141,6 +153,10 @@ def _source(parquet: Path, clip: str, audio: Mapping[str, Any]) -> bytes | Path:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"clip {clip!r} names the audio {name!r}: a path must be relative, without '..', in {parquet.parent}")
     return parquet.parent / str(name)
+
+
+def _bad(error: Exception) -> BadAudio:
+    return BadAudio(f"unreadable: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
 
 def _resample(x: NDArray[np.float32], rate: int) -> NDArray[np.float32]:

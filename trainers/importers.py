@@ -2,27 +2,14 @@
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from search_spaces.architecture import SAMPLE_RATE
-from trainers.corpora import Progress, check_share
-from trainers.decoding import BadAudio, decode
-from trainers.parquet import SILENCE, UNKNOWN, write_corpus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What was imported: clips by split, keywords and speakers found, (path, reason) of files left out, files not matched."""
-
-    clips: Mapping[str, int]
-    keywords: tuple[str, ...]
-    speakers: int
-    skipped: tuple[tuple[str, str], ...]
-    unmatched: int
+from trainers.clips import Clip
+from trainers.corpora import Progress
+from trainers.parquet import SILENCE, UNKNOWN
+from trainers.shards import Report, check_paths, join_shards, write_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +34,21 @@ def import_folder(
 
     pattern: such as `{keyword}/{speaker}_*.wav`; `*` and `?` stand for characters other than a slash, `{keyword}` and `{speaker}`
     (as short as possible) for names, both optional; a field given twice is the same name twice.
-    No speaker is in two splits (without `{speaker}`: no content); `split_groups` says how they are drawn.
+    No speaker is in two splits (without `{speaker}`: no content); `split_groups` says how they are drawn. Of equal files the
+    first stays. Any rate and number of channels will do; the report counts those that are converted when they are decoded.
+    An interrupted call goes on when it is repeated.
     Raises ValueError when the output exists, the folder is missing, the pattern has an unknown field or matches nothing, there
     is only one keyword, there are fewer than 3 speakers, or more than 1 % of the files are unreadable, empty or silent.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: remove it or choose another name")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+    check_paths(folder, out)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = list(_matching(folder, names, pattern))
-    keywords = _check_matches(files, names, folder, pattern)
+    _check_matches(files, names, folder, pattern)
     split_of = split_groups({file.group for file in files}, seed, val_share, test_share)
-    skipped: list[tuple[str, str]] = []
-    clips: Counter[str] = Counter()
-    write_corpus(out, _rows(folder, files, split_of, skipped, clips, progress))
-    return Report(
-        clips=clips,
-        keywords=keywords,
-        speakers=len({file.speaker for file in files} - {None}),
-        skipped=tuple(skipped),
-        unmatched=len(names) - len(files),
-    )
+    clips = (Clip(id=file.name, split=split_of[file.group], keyword=file.keyword, speaker=file.speaker) for file in files)
+    notes = write_shards(folder, clips, out, official=False, progress=progress)
+    unmatched = len(names) - len(files)
+    return join_shards(out, notes, [f"files that do not match the pattern: {unmatched}"] if unmatched else [])
 
 
 def path_regex(pattern: str) -> re.Pattern[str]:
@@ -114,14 +94,15 @@ def _matching(folder: Path, names: Iterable[str], pattern: str) -> Iterator[_Fil
     regex = path_regex(pattern)
     for name in names:
         if match := regex.fullmatch(name):
+            if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise ValueError(f"the name of {name!r} in {folder} is not UTF-8: rename the file")
             fields = match.groupdict()
             speaker = fields.get("speaker")
             group = speaker or hashlib.sha256((folder / name).read_bytes()).hexdigest()
             yield _File(name=name, keyword=fields.get("keyword"), speaker=speaker, group=group)
 
 
-def _check_matches(files: list[_File], names: list[str], folder: Path, pattern: str) -> tuple[str, ...]:
-    """The keywords, sorted."""
+def _check_matches(files: list[_File], names: list[str], folder: Path, pattern: str) -> None:
     if not files:
         example = f"for example {names[0]!r} does not match" if names else "the folder has no files"
         raise ValueError(f"pattern {pattern!r} matches nothing in {folder}: {example}")
@@ -131,34 +112,3 @@ def _check_matches(files: list[_File], names: list[str], folder: Path, pattern: 
     for keyword in keywords:
         if keyword.startswith("_") and keyword not in (UNKNOWN, SILENCE):
             raise ValueError(f"keyword {keyword!r} is not a word ({UNKNOWN} and {SILENCE} are classes): narrow {pattern!r}")
-    return keywords
-
-
-def _rows(
-    folder: Path,
-    files: list[_File],
-    split_of: Mapping[str, str],
-    skipped: list[tuple[str, str]],
-    clips: Counter[str],
-    progress: Progress | None,
-) -> Iterator[Mapping[str, Any]]:
-    """Rows of the usable files; fills `skipped` and `clips`. Raises ValueError at the end when too many were left out."""
-    for done, file in enumerate(files, 1):
-        data = (folder / file.name).read_bytes()
-        try:
-            samples = len(decode(data, silence=file.keyword == SILENCE))
-        except BadAudio as bad:
-            skipped.append((file.name, str(bad)))
-        else:
-            clips[split_of[file.group]] += 1
-            yield {
-                "id": file.name,
-                "split": split_of[file.group],
-                "keyword": file.keyword,
-                "speaker_id": file.speaker,
-                "duration_s": samples / SAMPLE_RATE,
-                "audio": {"bytes": data, "path": file.name},
-            }
-        if progress:
-            progress(done, len(files))
-    check_share(skipped, len(files))

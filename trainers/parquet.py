@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,37 @@ def open_parquet(path: Path, required: Iterable[str]) -> pq.ParquetFile:
     return file
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, in the same file system; the file is at `path` when the block ends, and not at all when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", ignore_cleanup_errors=True) as folder:
+        part = Path(folder) / path.name
+        yield part
+        os.replace(part, path)
+
+
+@contextmanager
+def corpus_writer(path: Path, synthetic: bool = False) -> Iterator[pq.ParquetWriter]:
+    """Takes tables of the format, a row group each; `path` is written whole or not at all."""
+    schema = SCHEMA.with_metadata({"synthetic": "true" if synthetic else "false"})
+    labels = ["split", "keyword", "speaker_id"]  # a dictionary of encoded audio would only cost memory
+    with whole_file(path) as part, pq.ParquetWriter(part, schema, compression="none", use_dictionary=labels) as writer:
+        yield writer
+
+
 def write_corpus(path: Path, rows: Iterable[Mapping[str, Any]], synthetic: bool = False) -> int:
     """Streams rows (the columns of the format) to a Parquet file, whole or not at all; returns how many.
 
     Raises ValueError when there are no rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    schema = SCHEMA.with_metadata({"synthetic": "true" if synthetic else "false"})
-    labels = ["split", "keyword", "speaker_id"]  # a dictionary of encoded audio would only cost memory
     count = 0
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", ignore_cleanup_errors=True) as folder:
-        part = Path(folder) / path.name
-        with pq.ParquetWriter(part, schema, compression="none", use_dictionary=labels) as writer:
-            for group in _row_groups(rows):
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                count += len(group)
+    with corpus_writer(path, synthetic) as writer:
+        for table in tables(rows):
+            writer.write_table(table)
+            count += len(table)
         if not count:
             raise ValueError(f"no rows to write to {path}")
-        os.replace(part, path)
     return count
 
 
@@ -98,14 +112,15 @@ def check_columns(columns: Mapping[str, NDArray[np.object_]]) -> None:
             raise ValueError(f"speaker {speaker!r} is in the splits {seen[speaker]} and {split}: splits must not share speakers")
 
 
-def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+def tables(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.Table]:
+    """Rows as tables of about 32 MiB of audio each."""
     group: list[Mapping[str, Any]] = []
     size = 0
     for row in rows:
         group.append(row)
         size += len(row["audio"]["bytes"] or b"")
         if size >= ROW_GROUP_BYTES or len(group) >= 10_000:
-            yield group
+            yield pa.Table.from_pylist(group, SCHEMA)
             group, size = [], 0
     if group:
-        yield group
+        yield pa.Table.from_pylist(group, SCHEMA)

@@ -1,16 +1,19 @@
 """Speaker verification trials: pairs of clips, and whether one speaker says both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainers.corpora import Corpus, Rows
-from trainers.parquet import SPLITS, open_parquet
+from trainers.parquet import SPLITS, open_parquet, whole_file
 
-COLUMNS = ("split", "enrol_id", "test_id", "same_speaker")
+SCHEMA = pa.schema({"split": pa.string(), "enrol_id": pa.string(), "test_id": pa.string(), "same_speaker": pa.bool_()})
+COLUMNS = tuple(SCHEMA.names)
 DRAWN_A_TRIAL = 40  # pairs drawn for each that is wanted: most have different keywords
 
 
@@ -43,6 +46,12 @@ def load_trials(path: Path, corpus: Corpus) -> dict[str, Trials]:
             _check(corpus, pair, split, same, path)
             kept.setdefault(split, []).append((*pair, same))
     return {split: _trials(*(np.array(column) for column in zip(*kept[split], strict=True))) for split in SPLITS if split in kept}
+
+
+def write_trials(path: Path, trials: Iterable[tuple[str, str, str, bool]]) -> None:
+    """Writes (split, enrol_id, test_id, same_speaker) of each trial, whole or not at all."""
+    with whole_file(path) as part:
+        pq.write_table(pa.Table.from_pylist([dict(zip(COLUMNS, trial, strict=True)) for trial in trials], SCHEMA), part)
 
 
 def make_trials(corpus: Corpus, split: str, seed: int, per_speaker: int = 500) -> Trials:
