@@ -17,7 +17,7 @@ from deploy.target import Target, load_target
 from nas.config import StudyConfig
 from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, Geometry
 from search_spaces.cost import Cost, cost
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus, check_trainable, load_corpus
@@ -141,7 +141,7 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
         outcome = score(trained, context.corpus, split, context.trials[split], context.target.window, pick_device())
         write_outcome(outcome, folder / f"outcome_{split}.npz")
         scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
-    scores |= cost_scores(cost_of(context, trained.architecture))
+    scores |= cost_scores(cost_of(context, trained.architecture, trained.encoder.geometry))
     return {"scores": scores, "seconds": time.monotonic() - started}
 
 
@@ -149,7 +149,7 @@ def build_student(context: Context, architecture: Architecture, start: Start, *,
     teacher = context.teacher
     student = Student(
         architecture,
-        teacher.geometry,
+        teacher.encoder.geometry if start == "teacher" else teacher.geometry,
         context.corpus.keyword_labels,
         predicted_layers=teacher.predicted_layers if distilled else (),
         target_width=teacher.architecture.width if distilled else 0,
@@ -215,8 +215,9 @@ def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
     }
 
 
-def cost_of(context: Context, architecture: Architecture) -> Cost:
-    return cost(architecture, context.teacher.geometry, len(context.corpus.keyword_labels), context.target.window)
+def cost_of(context: Context, architecture: Architecture, geometry: Geometry | None = None) -> Cost:
+    """Of a student; of the teacher itself with its own geometry."""
+    return cost(architecture, geometry or context.teacher.geometry, len(context.corpus.keyword_labels), context.target.window)
 
 
 def cost_scores(of: Cost) -> dict[str, float]:

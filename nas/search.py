@@ -106,7 +106,7 @@ def facts(context: Context) -> dict[str, Any]:
     return {
         "synthetic": context.corpus.synthetic,
         "teacher": context.teacher.name,
-        "teacher_params": cost_of(context, context.teacher.architecture).params,
+        "teacher_params": cost_of(context, context.teacher.architecture, context.teacher.encoder.geometry).params,
         "target": dataclasses.asdict(context.target),
         "machine": f"{device['cpu']}, {device['cores']} cores, onnxruntime {device['onnxruntime']}",
         "python": platform.python_version(),

@@ -33,9 +33,9 @@ class _Json:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Raises ValueError when a field is missing, unknown or not allowed."""
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if set(fields) != known:
+        """Raises ValueError when a field is missing (unless it has a default), unknown or not allowed."""
+        known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not {name for name, needed in known.items() if needed} <= set(fields) <= set(known):
             raise ValueError(f"{cls.__name__} has the fields {sorted(known)}, not {sorted(fields)}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
@@ -96,6 +96,8 @@ class Geometry(_Json):
     norm_order: layer norm `post` (Base) or `pre` (Large) of attention and feed-forward.
     position_kernel, position_groups: the positional convolution, in 50 Hz frames.
     normalize_input: each window is brought to zero mean and unit variance first.
+    relative_buckets, relative_distance: WavLM's relative position bias: how many distances between two frames it tells apart,
+        and the distance from which all are alike. 0 buckets: none, as in HuBERT, wav2vec 2.0, and every student.
     """
 
     head_dim: int
@@ -106,6 +108,14 @@ class Geometry(_Json):
     position_kernel: int
     position_groups: int
     normalize_input: bool
+    relative_buckets: int = 0
+    relative_distance: int = 0
+
+    @property
+    def of_students(self) -> Self:
+        """Students drop the relative position bias: its one table for all layers has a column for each head of the teacher,
+        where a student chooses its heads layer by layer; and it costs a number for each pair of frames and head on the device."""
+        return dataclasses.replace(self, relative_buckets=0, relative_distance=0)
 
     def front_dims(self, architecture: Architecture) -> tuple[int, ...]:
         """Output channels of each convolution of the student's front end."""

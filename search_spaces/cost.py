@@ -25,8 +25,9 @@ MEL_KERNEL = 3  # of the two convolutions after the log-mel
 class Cost:
     """One student on one window, batch 1, fp32, without prediction layers (a folded student).
 
-    params: all weights: encoder, keyword head, speaker head.
-    weight_bytes: 4 x (params + constants of the log-mel), the numbers that an exported graph carries.
+    params: all weights: encoder, keyword head, speaker head. WavLM's gates are counted as `trainers.encoder.Gate` has them.
+    weight_bytes: 4 x (params + constants of the log-mel), the numbers that an exported graph carries. (With WavLM's position
+        bias, which no student has, it also carries an index of 8 bytes for each pair of steps.)
     macs: multiply-accumulates of the matrix products and convolutions by kind: half of what
         `torch.utils.flop_counter.FlopCounterMode` counts. Elementwise work and normalisation count nothing, as they do there.
     peak_activation_bytes: the largest sum of tensors alive at one operation of `trainers.student.Student.forward`, in the order
@@ -122,6 +123,8 @@ def _params(a: Architecture, g: Geometry, keywords: int) -> int:
     for heads, ffn in zip(a.heads, a.ffn_dims, strict=True):
         inner = heads * g.head_dim
         layers += 3 * (w + 1) * inner + (inner + 1) * w + (w + 1) * ffn + (ffn + 1) * w + 4 * w
+        layers += 2 * (g.head_dim + 1) + heads if g.relative_buckets else 0  # the gate of the position bias
+    layers += g.relative_buckets * a.heads[0]  # one table for all layers
     return _front_params(a, g) + projection + positions + 2 * w + layers + (w + 1) * (keywords + EMBEDDING_DIM)
 
 
@@ -147,7 +150,7 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int) -> dict[str
         "projection": s * a.front_width * a.frame_stride * w,
         "positions": _position_steps(a, g, s) * _position_kernel(a, g) * w * w // g.position_groups,
         "qkvo": 4 * s * w * inner,
-        "attention": 2 * s * s * inner,
+        "attention": 2 * s * s * inner + (2 * s * inner if g.relative_buckets else 0),  # products, gates of the position bias
         "ffn": 2 * s * w * sum(a.ffn_dims),
         "heads": w * (keywords + EMBEDDING_DIM),
     }
@@ -162,13 +165,14 @@ def _alive(a: Architecture, g: Geometry, keywords: int, samples: int) -> Iterato
     yield from _alive_in_front(a, g, samples)
     yield front + s * a.frame_stride * a.front_width  # padded to whole strides
     yield 2 * x + _position_steps(a, g, s) * a.width  # x, the positional convolution, its activation
-    for heads, ffn in zip(a.heads, a.ffn_dims, strict=True):
+    for layer, (heads, ffn) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
         inner, logits = s * heads * g.head_dim, heads * s * s
+        bias, gate = (logits, s * heads) if g.relative_buckets else (0, 0)
         if g.norm_order == "pre":
-            yield 2 * x + 3 * inner  # x, its norm, q, k, v
-        yield x + 3 * inner + logits  # x, q, k, v, q @ k
-        yield x + inner + 2 * logits  # x, v, the logits before and after softmax
-        yield x + 2 * s * ffn  # x, the hidden units before and after activation
+            yield 2 * x + 3 * inner + bias + gate  # x, its norm, q, k, v
+        yield x + 3 * inner + logits + bias + gate  # x, q, k, v, q @ k
+        yield x + inner + 2 * logits + bias + gate  # x, v, the logits before and after softmax, or before and after the bias
+        yield x + 2 * s * ffn + (bias if layer < a.depth else 0)  # x, the hidden units before and after activation
     yield a.width + keywords + EMBEDDING_DIM  # the pooled state and both heads
     yield keywords + 2 * EMBEDDING_DIM + 1  # the logits, the embedding, its length, the unit embedding
 

@@ -65,6 +65,22 @@ def test_the_order_of_fields_in_a_file_does_not_matter() -> None:
 
 def test_geometry_round_trip() -> None:
     assert Geometry.from_json(GEOMETRY.to_json()) == GEOMETRY
+    wavlm = replace(GEOMETRY, relative_buckets=320, relative_distance=800)
+    assert Geometry.from_json(wavlm.to_json()) == wavlm != GEOMETRY
+
+
+def test_a_geometry_written_before_there_were_position_biases_loads() -> None:
+    fields = {name: value for name, value in json.loads(GEOMETRY.to_json()).items() if not name.startswith("relative_")}
+    assert len(fields) == 8
+    assert Geometry.from_dict(fields) == GEOMETRY
+    for broken in ({**fields, "width": 3}, {name: fields[name] for name in fields if name != "head_dim"}):
+        with pytest.raises(ValueError, match="Geometry has the fields"):
+            Geometry.from_dict(broken)
+
+
+def test_students_drop_the_position_bias_and_nothing_else() -> None:
+    assert replace(GEOMETRY, relative_buckets=320, relative_distance=800).of_students == GEOMETRY
+    assert GEOMETRY.of_students == GEOMETRY
 
 
 @pytest.mark.parametrize(

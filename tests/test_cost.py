@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from search_spaces.cost import cost
 from trainers.student import Student
 
 MINI_DIMS = (32, 64, 128, 128, 128, 128, 128)
+WAVLM = {"relative_buckets": 320, "relative_distance": 800}
 
 
 def geometry(**changes: Any) -> Geometry:
@@ -63,12 +65,17 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, Geometry, int, int]:
     )
     depth = draw(st.integers(1, 3))
     layer = st.integers(1, 8)
+    if draw(st.booleans()):  # a teacher with a relative position bias: the same heads in each layer, as wide as the stream
+        heads = draw(layer)
+        g = replace(g, relative_buckets=draw(st.sampled_from((4, 32))), relative_distance=40)
+        sizes: dict[str, Any] = {"width": heads * g.head_dim, "heads": (heads,) * depth}
+    else:
+        sizes = {"width": 4 * draw(st.integers(1, 60)), "heads": tuple(draw(layer) for _ in range(depth))}
     a = Architecture(
         front_end=draw(st.sampled_from(("wave", "mel"))),
         front_width=draw(st.integers(1, 200)),
         frame_stride=draw(st.sampled_from((1, 2))),
-        width=4 * draw(st.integers(1, 60)),
-        heads=tuple(draw(layer) for _ in range(depth)),
+        **sizes,
         ffn_dims=tuple(draw(layer) * 100 - 90 for _ in range(depth)),
         kept_layers=tuple(range(1, depth + 1)),
     )
@@ -189,10 +196,19 @@ def test_each_part_can_be_the_peak(a: Architecture, norm_order: str, keywords: i
     [
         ((uniform(12, 768, 12, 3072, 512), {"conv_bias": False, "front_norm": "group"}), 94_371_712 - 768 - 128),
         ((uniform(24, 1024, 16, 4096, 512), {"norm_order": "pre"}), 315_438_720 - 1024 - 128),
+        # a gate's eight outputs are two here: 6 x 65 fewer a layer
+        (
+            (uniform(12, 768, 12, 3072, 512), {"conv_bias": False, "front_norm": "group", **WAVLM}),
+            94_381_936 - 768 - 128 - 12 * 6 * 65,
+        ),
+        (
+            (uniform(24, 1024, 16, 4096, 512), {"conv_bias": False, "norm_order": "pre", **WAVLM}),
+            315_453_120 - 1024 - 128 - 24 * 6 * 65,
+        ),
     ],
-    ids=["base", "large"],
+    ids=["hubert base", "hubert large", "wavlm base", "wavlm large"],
 )
-def test_hubert_itself(case: tuple[Architecture, dict[str, Any]], published: int) -> None:
+def test_published_sizes(case: tuple[Architecture, dict[str, Any]], published: int) -> None:
     a, changes = case
     g = geometry(**({"conv_dims": (512,) * 7, "position_kernel": 128} | changes))
     told = cost(a, g, keywords=12, samples=16_080)
@@ -203,10 +219,12 @@ def test_hubert_itself(case: tuple[Architecture, dict[str, Any]], published: int
     assert told.peak_activation_bytes == traced_peak(model, window)
 
 
-@pytest.mark.parametrize("front_end", ["wave", "mel"])
-def test_macs_by_kind(front_end: str) -> None:
+@pytest.mark.parametrize(("front_end", "biased"), [("wave", False), ("mel", False), ("wave", True)])
+def test_macs_by_kind(front_end: str, biased: bool) -> None:
     """FlopCounterMode counts by module: the same kinds, told apart by name."""
     a, g = uniform(2, 64, 3, 96, 32, front_end), geometry()
+    if biased:
+        a, g = replace(a, width=192), geometry(**WAVLM)
     told, model = cost(a, g, 5, 16_080).macs, student(a, g, 5)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 16_080))

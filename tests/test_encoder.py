@@ -9,9 +9,10 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from search_spaces.architecture import MEL_BINS, Architecture, Geometry, frame_count
-from trainers.encoder import LogMel, SpeechEncoder, TimeNorm, convolve, normalize
+from trainers.encoder import Gate, LogMel, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
 
 GEOMETRY = Geometry(
     head_dim=8,
@@ -24,6 +25,7 @@ GEOMETRY = Geometry(
     normalize_input=True,
 )
 FRONTS = [("wave", "layer"), ("wave", "group"), ("mel", "layer")]
+BIASED = {"relative_buckets": 8, "relative_distance": 12}
 
 
 def encoder(front_end: Any = "wave", front_norm: Any = "layer", stride: int = 1, **geometry: Any) -> SpeechEncoder:
@@ -32,7 +34,7 @@ def encoder(front_end: Any = "wave", front_norm: Any = "layer", stride: int = 1,
         front_width=12,
         frame_stride=stride,
         width=16,
-        heads=(2, 3),
+        heads=(2, 2) if "relative_buckets" in geometry else (2, 3),
         ffn_dims=(24, 40),
         kept_layers=(1, 2),
     )
@@ -65,12 +67,13 @@ def test_every_front_end_gives_the_promised_frames(front: tuple[str, str], strid
     st.sampled_from([1, 2]),
     st.sampled_from(["post", "pre"]),
     st.booleans(),
+    st.sampled_from([{}, BIASED]),
     st.lists(st.integers(400, 6000), min_size=2, max_size=4),
 )
 def test_a_padded_row_gives_what_it_gives_unpadded(
-    front: tuple[str, str], stride: int, order: str, normalized: bool, lengths: list[int]
+    front: tuple[str, str], stride: int, order: str, normalized: bool, bias: dict[str, int], lengths: list[int]
 ) -> None:
-    built = encoder(*front, stride, norm_order=order, normalize_input=normalized)
+    built = encoder(*front, stride, norm_order=order, normalize_input=normalized, **bias)
     padded = 3 + 5 * noise(len(lengths), max(lengths) + 500)  # what stands in the padding must not matter
     rows = [noise(1, length) + 0.1 for length in lengths]
     for i, row in enumerate(rows):
@@ -179,6 +182,24 @@ def test_time_norm_is_group_norm() -> None:
         weight.data = other.data = torch.randn_like(other)
     x_bct = 2 + noise(3, 6, 50)
     torch.testing.assert_close(ours(x_bct.transpose(1, 2)), theirs(x_bct).transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(320, 800), (32, 128), (8, 12), (4, 2)])
+def test_the_position_bias_is_that_of_transformers(buckets: int, distance: int) -> None:
+    theirs = WavLMAttention(16, 2, num_buckets=buckets, max_distance=distance)
+    ours = RelativePositions(2, buckets, distance)
+    ours.table.weight = theirs.rel_attn_embed.weight
+    for steps in (1, 2, 1700):
+        assert torch.equal(ours(steps), theirs.compute_bias(steps, steps))
+
+
+def test_a_gate_of_zero_weights_is_that_of_the_paper() -> None:
+    """Both gates at one half: 1/2 (1/2 scale - 1) + 2."""
+    gate = Gate(2, 8)
+    gate.projection.weight.data.zero_()
+    gate.projection.bias.data.zero_()
+    gate.scale.data = torch.tensor([1.0, 6.0])
+    assert torch.equal(gate(noise(1, 3, 16)), torch.tensor([1.75, 3.0])[None, :, None, None].expand(1, 2, 3, 1))
 
 
 def test_a_width_that_the_positions_cannot_group_is_refused() -> None:

@@ -74,6 +74,20 @@ def test_each_layer_starts_from_the_one_that_it_keeps(mini: Teacher) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_a_student_of_wavlm_leaves_the_position_bias_behind(tiny_teacher: Teacher, order: Any) -> None:
+    own = dataclasses.replace(tiny_teacher.encoder.geometry, norm_order=order, relative_buckets=8, relative_distance=20)
+    teacher = Teacher(name="", digest="", encoder=SpeechEncoder(tiny_teacher.architecture, own).eval())
+    student = heir(teacher, kept_layers=(1, 3))
+    assert student.geometry == own.of_students
+    for i, kept in enumerate((1, 3)):
+        ours, theirs = layer(student, i).state_dict(), layer(teacher.encoder, kept - 1).state_dict()
+        assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+        assert {name for name in theirs if name not in ours} == {
+            f"attention.gate.{name}" for name in ("scale", "projection.weight", "projection.bias")
+        }
+
+
 def positions_of(part: Tensor, whole: Tensor) -> Tensor:
     """Where the numbers of `part` stand in `whole`, both (n,)."""
     found = (part[:, None] == whole).nonzero()

@@ -215,6 +215,43 @@ def test_a_running_cluster_is_joined(tmp_path: Path, corpus: Path, monkeypatch: 
         head.wait(60)
 
 
+def other_family(family: str, folder: Path) -> None:
+    """A small checkpoint of another family than the bundled teacher's, with random weights."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "conv_dim": (32,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "wav2vec2":  # as Base: group norm in the convolutions, layer norm after each half of a layer
+            Wav2Vec2Model(Wav2Vec2Config(**sizes)).save_pretrained(folder)
+        else:  # as Large
+            WavLMModel(WavLMConfig(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
+def test_a_teacher_of_another_family_is_searched_and_exported(tmp_path: Path, corpus: Path, family: str) -> None:
+    other_family(family, tmp_path / "own")
+    described = json.loads(run(tmp_path, "teacher", "check", "own", "--json").stdout)
+    assert described["family"] == family
+    run(tmp_path, "search", *TINY, "--candidates", "2", "--data", str(corpus), "--name", "other", "--teacher", "own")
+    front = json.loads(run(tmp_path, "front", "other", "--json").stdout)
+    assert front["stage"] == "final" and front["members"]
+    roles = {reference["role"]: reference for reference in front["references"]}
+    assert roles["teacher"]["size_ratio"] == 1 and roles["paper's student"]["size_ratio"] < 1
+    run(tmp_path, "export", "models:/other@knee", "--name", "mine")
+    parity = json.loads((tmp_path / "deploy/exports/mine/parity.json").read_text())
+    assert parity["max_abs_logits"] <= 1e-4
+
+
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     refused = run(tmp_path, "search", "--ray-address", "127.0.0.1:1", "--name", "nowhere", check=False)
     assert refused.returncode == 2 and "no Ray cluster answers" in refused.stderr and "Traceback" not in refused.stderr

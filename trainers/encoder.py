@@ -183,18 +183,68 @@ class Positions(nn.Module):
         return F.gelu(convolve(self.conv, x_bsw)[:, : x_bsw.shape[1]])  # an even kernel gives one step too many
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; heads x head_dim need not be the width."""
+class RelativePositions(nn.Module):
+    """WavLM's position bias (arXiv 2110.13900), computed once for all layers: a learned number for each head and bucket of
+    distances. As in T5 (arXiv 1910.10683), half of the buckets are for what lies ahead, and of each half the first half are
+    single distances; the others widen with the logarithm up to `distance`, beyond which all are alike."""
 
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+    def __init__(self, heads: int, buckets: int, distance: int) -> None:
+        super().__init__()
+        self.buckets, self.distance = buckets, distance
+        self.table = nn.Embedding(buckets, heads)
+
+    def forward(self, steps: int) -> Tensor:
+        """(heads, steps, steps): how much each step (row) leans to each other step (column) for its distance."""
+        device = self.table.weight.device
+        bias_dh = self.table(self._bucket(torch.arange(1 - steps, steps, device=device)))  # a row for each distance
+        # what step i adds to its logit for step j stands in row j - i + steps - 1
+        row_ss = torch.arange(steps - 1, 2 * steps - 1, device=device) - torch.arange(steps, device=device)[:, None]
+        bias_hss: Tensor = bias_dh[row_ss].permute(2, 0, 1)
+        return bias_hss
+
+    def _bucket(self, distances: Tensor) -> Tensor:
+        half = self.buckets // 2
+        exact, far = half // 2, distances.abs()
+        widening = (far.clamp(min=1).float() / exact).log() / math.log(self.distance / exact) * (half - exact)
+        bucket = torch.where(far < exact, far, (exact + widening.long()).clamp(max=half - 1))
+        return bucket + half * (distances > 0)
+
+
+class Gate(nn.Module):
+    """How much of the position bias a head takes at a step: WavLM's gated relative position bias (arXiv 2110.13900).
+
+    The original has eight outputs, summed by fours; here the weights are summed once, when a teacher is loaded.
+    """
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(head_dim, 2)
+        self.scale = nn.Parameter(torch.ones(heads))
+
+    def forward(self, x_bsw: Tensor) -> Tensor:
+        """(batch, heads, steps, 1), from each head's own channels of the residual stream."""
+        x_bshd = torch.unflatten(x_bsw, -1, (len(self.scale), -1))
+        update_bsh, reset_bsh = self.projection(x_bshd).sigmoid().unbind(-1)
+        gate_bsh: Tensor = update_bsh * (reset_bsh * self.scale - 1) + 2
+        return gate_bsh.transpose(1, 2)[..., None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; heads x head_dim need not be the width, unless the position bias is gated."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, *, gated: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(width, heads * head_dim) for _ in range(3))
         self.out = nn.Linear(heads * head_dim, width)
+        self.gate = Gate(heads, head_dim) if gated else None
 
-    def forward(self, x_bsw: Tensor, mask_b11s: Tensor | None) -> Tensor:
+    def forward(self, x_bsw: Tensor, mask_b11s: Tensor | None, bias_hss: Tensor | None = None) -> Tensor:
+        gate_bhs1 = None if self.gate is None else self.gate(x_bsw)
         q, k, v = (proj(x_bsw).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q, self.k, self.v))
         logits_bhss = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if gate_bhs1 is not None and bias_hss is not None:
+            logits_bhss = torch.addcmul(logits_bhss, gate_bhs1, bias_hss)
         if mask_b11s is not None:
             logits_bhss = logits_bhss.masked_fill(~mask_b11s, float("-inf"))
         mixed_bhsd = logits_bhss.softmax(-1) @ v
@@ -208,15 +258,15 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int, ffn_dim: int, geometry: Geometry) -> None:
         super().__init__()
         self.pre = geometry.norm_order == "pre"
-        self.attention = Attention(width, heads, geometry.head_dim)
+        self.attention = Attention(width, heads, geometry.head_dim, gated=geometry.relative_buckets > 0)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ffn_in, self.ffn_out = nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None = None) -> Tensor:
         if self.pre:
-            x = x + self.attention(self.attention_norm(x), mask)
+            x = x + self.attention(self.attention_norm(x), mask, bias)
             return x + self._ffn(self.ffn_norm(x))
-        x = self.attention_norm(x + self.attention(x, mask))
+        x = self.attention_norm(x + self.attention(x, mask, bias))
         x = self.ffn_norm(x + self._ffn(x))
         return x
 
@@ -228,7 +278,7 @@ class Layer(nn.Module):
 class SpeechEncoder(nn.Module):
     """Samples to hidden states: front end, projection, positions, transformer layers.
 
-    With HuBERT's or wav2vec 2.0's own architecture and weights the output equals transformers'. With frame_stride 2 two
+    With the own architecture and weights of HuBERT, wav2vec 2.0 or WavLM the output equals transformers'. With frame_stride 2 two
     neighbouring frames are projected together and the positional convolution spans the same time with half the taps.
     Raises ValueError when the width is not a multiple of the positional convolution's groups.
     """
@@ -246,6 +296,10 @@ class SpeechEncoder(nn.Module):
         self.positions = Positions(a.width, g.position_kernel // a.frame_stride, g.position_groups)
         self.norm = nn.LayerNorm(a.width)
         self.layers = nn.ModuleList(Layer(a.width, h, f, g) for h, f in zip(a.heads, a.ffn_dims))
+        self.relative: RelativePositions | None = None
+        if g.relative_buckets:
+            assert {heads * g.head_dim for heads in a.heads} == {a.width}, "only a teacher has a relative position bias"
+            self.relative = RelativePositions(a.heads[0], g.relative_buckets, g.relative_distance)
 
     def forward(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> list[Tensor]:
         """(batch, samples) at 16 kHz -> the input of layer 1 and the output of every layer, each (batch, steps, width).
@@ -263,16 +317,18 @@ class SpeechEncoder(nn.Module):
             mask_bs = _valid((frames_b - 1) // stride + 1, (x_btc.shape[1] - 1) // stride + 1)
         if stride > 1:
             x_btc = torch.unflatten(F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)), 1, (-1, stride)).flatten(-2)
-        return self._transform(self.projection(x_btc), mask_bs)
+        return self.transform(self.projection(x_btc), mask_bs)
 
-    def _transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> list[Tensor]:
+    def transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> list[Tensor]:
         if mask_bs is not None:
             x_bsw = x_bsw * mask_bs[..., None]
         x_bsw = x_bsw + self.positions(x_bsw)
         pre = self.geometry.norm_order == "pre"
         states = [x_bsw if pre else self.norm(x_bsw)]
+        mask_b11s = None if mask_bs is None else mask_bs[:, None, None]
+        bias_hss = None if self.relative is None else self.relative(x_bsw.shape[1])
         for layer in self.layers:
-            states.append(layer(states[-1], None if mask_bs is None else mask_bs[:, None, None]))
+            states.append(layer(states[-1], mask_b11s, bias_hss))
         if pre:
             states[-1] = self.norm(states[-1])
         return states

@@ -13,10 +13,12 @@ from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront
 
 @torch.no_grad()
 def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
-    """Overwrites the student's weights in place. What the teacher has no counterpart of (a mel front end) keeps its random start.
+    """Overwrites the student's weights in place. What the teacher has no counterpart of (a mel front end) keeps its random start;
+    WavLM's relative position bias stays behind.
 
     Raises ValueError when the student is wider somewhere than its teacher, or keeps a layer that the teacher lacks.
     """
+    assert student.relative is None, "students have no relative position bias"
     a = student.architecture
     _check_fits(student, teacher)
     channels = _most_important(_stream_importance(teacher, a.kept_layers), a.width)
