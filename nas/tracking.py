@@ -86,6 +86,16 @@ class Tracking:
         self._write(run, params=flat, metrics=metrics or {}, tags=own, step=step, status=status)
         return str(run.info.run_id)
 
+    def log_curves(self, values: Sequence[tuple[int, Mapping[str, float]]], *, params: Mapping[str, object] | None = None) -> None:
+        """On the parent run, in one call: the values of several steps, and parameters that it lacks."""
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for step, found in values for name, value in found.items()]
+        known = self.client.get_run(self.run_id).data.params if params else {}
+        new = [Param(name, value) for name, value in _flat(params or {}).items() if name not in known]
+        self.client.log_batch(self.run_id, metrics, new)
+
     def log_front(
         self, front: Mapping[str, Any], *, plots: Sequence[Path] = (), metrics: Mapping[str, float] | None = None
     ) -> None:

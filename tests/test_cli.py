@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -185,19 +186,85 @@ def test_spaces_are_listed_with_their_size(tmp_path: Path) -> None:
     assert "4.48" in text  # the teacher's own size, in millions
 
 
+def speech(path: Path, rate: int = 16_000, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(zlib.crc32(str(path).encode())).standard_normal((rate // 4, channels))
+    soundfile.write(path, 0.1 * noise, rate)
+
+
 def test_a_folder_is_imported_and_checked(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     for keyword in ("yes", "no"):
-        (tmp_path / "speech" / keyword).mkdir(parents=True)
         for speaker in range(12):
             for take in range(2):
-                path = tmp_path / "speech" / keyword / f"anna{speaker}_{take}.wav"
-                soundfile.write(path, 0.1 * rng.standard_normal((22_050, 2)), 22_050)
-    imported = srlnas(tmp_path, "data", "import", "speech", "out.parquet", "--pattern", "{keyword}/{speaker}_*.wav")
+                speech(tmp_path / "speech" / keyword / f"anna{speaker}_{take}.wav", 22_050, 2)
+    shutil.copy(tmp_path / "speech/no/anna3_0.wav", tmp_path / "speech/no/anna3_1.wav")
+    command = ("data", "import", "folder", "speech")
+    imported = srlnas(tmp_path, *command, "out.parquet", "--pattern", "{keyword}/{speaker}_*.wav")
     assert imported.returncode == 0, imported.stderr
+    assert imported.stdout.splitlines() == [
+        "out.parquet:",
+        "47 clips (32 train, 7 val, 8 test), 2 keywords, 12 speakers",
+        "47 clips are not 16000 Hz mono and are converted when they are read: 47 of 22050 Hz, 2 channels",
+        "1 duplicate clips were left out:",
+        "  no/anna3_1.wav: the same file as no/anna3_0.wav",
+    ]
     checked = srlnas(tmp_path, "data", "check", "out.parquet").stdout
-    assert all(line in checked for line in ("clips: 48", "speakers: 12", "keywords: 2"))
-    assert "matches" in refused(tmp_path, "data", "import", "speech", "other.parquet", "--pattern", "{keyword}/{speaker}.mp3")
+    assert all(line in checked for line in ("clips: 47", "speakers: 12", "keywords: 2"))
+    assert "matches" in refused(tmp_path, *command, "other.parquet", "--pattern", "{keyword}/{speaker}.mp3")
+    assert "exists" in refused(tmp_path, *command, "out.parquet")
+
+
+def test_speech_commands_are_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "SpeechCommands" / "speech_commands_v0.02"
+    for word in ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "bed", "cat"]:
+        for speaker in range(6):
+            speech(folder / word / f"{speaker}a{speaker}b_nohash_0.wav")
+    for name, speaker in (("validation_list.txt", 4), ("testing_list.txt", 5)):
+        clips = sorted(folder.glob(f"*/{speaker}a*.wav"))
+        (folder / name).write_text("".join(f"{path.relative_to(folder)}\n" for path in clips))
+    command = ("data", "import", "speech-commands", ".", "out.parquet")
+    assert "_background_noise_" in refused(tmp_path, *command)
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).uniform(-1, 1, 20_000), 16_000)
+    (folder / "_background_noise_").mkdir()
+    (tmp_path / "noise.wav").rename(folder / "_background_noise_" / "noise.wav")
+    done = srlnas(tmp_path, *command, "--seed", "3")
+    assert done.stdout.splitlines() == ["out.parquet:", "72 clips (48 train, 12 val, 12 test), 12 keywords, 6 speakers"]
+    assert "72 clips" in srlnas(tmp_path, *command[:-1], "all.parquet", "--classes", "all").stdout
+    assert "classes is '35'" in refused(tmp_path, *command[:-1], "new.parquet", "--classes", "35")
+    (folder / "testing_list.txt").unlink()
+    assert "testing_list.txt is missing" in refused(tmp_path, *command[:-1], "new.parquet")
+
+
+def test_voxceleb1_is_imported_with_its_trials(tmp_path: Path) -> None:
+    clips = [f"id1000{speaker}/video{i}/00001.wav" for speaker in range(8) for i in range(2)]
+    for clip in clips:
+        speech(tmp_path / "vox" / "wav" / clip)
+    command = ("data", "import", "voxceleb1", "vox", "out.parquet", "--trials", "trials.parquet")
+    assert "veri_test.txt is missing: get it from https" in refused(tmp_path, *command)
+    (tmp_path / "vox/veri_test.txt").write_text(f"1 {clips[0]} {clips[1]}\n0 {clips[0]} {clips[3]}\n")
+    done = srlnas(tmp_path, *command)
+    assert done.stdout.splitlines()[1:] == [
+        "16 clips (8 train, 4 val, 4 test), 0 keywords, 8 speakers",
+        "2 trials in trials.parquet, 0 of clips that were left out are not",
+    ], done.stderr
+    checked = srlnas(tmp_path, "data", "check", "out.parquet", "--trials", "trials.parquet")
+    assert "test: 2" in checked.stdout
+    write_corpus(tmp_path / "other.parquet", rows())
+    line = refused(tmp_path, "data", "check", "other.parquet", "--trials", "trials.parquet")
+    assert f"names the clip '{clips[0]}', which is not in the corpus" in line
+
+
+def test_librispeech_is_imported(tmp_path: Path) -> None:
+    for subset, chapter in (("train-clean-100", "103/1240"), ("dev-clean", "84/121123")):
+        clip = f"{chapter.replace('/', '-')}-0000"
+        folder = tmp_path / "LibriSpeech" / subset / chapter
+        speech(folder / f"{clip}.flac")
+        (folder / f"{clip[:-5]}.trans.txt").write_text(f"{clip} CHAPTER ONE\n")
+    command = ("data", "import", "librispeech", ".", "out.parquet", "--subset")
+    assert "LibriSpeech has train-clean-100" in refused(tmp_path, *command, "dev")
+    assert "test-clean is missing: unpack https" in refused(tmp_path, *command, "test-clean")
+    done = srlnas(tmp_path, *command, "train-clean-100", "--subset", "dev-clean")
+    assert done.stdout.splitlines()[1:] == ["2 clips (1 train, 1 val, 0 test), 0 keywords, 2 speakers"], done.stderr
 
 
 def test_quantities() -> None:

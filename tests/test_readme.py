@@ -16,7 +16,7 @@ from nas.cli import app
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-QUICK = ("srlnas spaces", "srlnas data import", "srlnas data check")
+QUICK = ("srlnas spaces", "srlnas data import folder", "srlnas data check", "srlnas teacher check")
 
 
 def test_there_are_commands() -> None:

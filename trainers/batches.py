@@ -58,11 +58,11 @@ class Augmentation:
     def __call__(self, windows: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]:
         """(batch, samples) -> the same shape."""
         gains = 10 ** (rng.uniform(-self.gain_db, self.gain_db, (len(windows), 1)) / 20)
-        noises = np.stack([self._noise(windows.shape[1], rng) for _ in windows])
-        levels = 10 ** (-rng.uniform(*self.snr_db, (len(windows), 1)) / 20) * (rng.random((len(windows), 1)) < self.noise_share)
-        loudness = np.sqrt(np.mean(windows**2, axis=1, keepdims=True))
-        heard: NDArray[np.float32] = ((windows + noises * levels * loudness) * gains).astype(np.float32)
-        return heard
+        heard: NDArray[np.float32] = windows.astype(np.float32)
+        for row in np.flatnonzero(rng.random(len(windows)) < self.noise_share):
+            level = 10 ** (-rng.uniform(*self.snr_db) / 20) * np.sqrt(np.mean(windows[row] ** 2))
+            heard[row] += self._noise(windows.shape[1], rng) * level
+        return heard * gains.astype(np.float32)
 
     def _noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
         """(samples,) of unit loudness."""
