@@ -22,6 +22,7 @@ from trainers.corpora import Corpus
 from trainers.dimensions import dimensions
 from trainers.precision import pick_device
 from trainers.pretrain import Pretraining, PretrainRecipe, Watch, pretrain
+from trainers.teacher import load_teacher
 from trainers.teacher_folder import CONFIG
 from trainers.teacher_writer import teacher_shape, write_teacher
 
@@ -57,7 +58,8 @@ class Curves:
         except MlflowException as error:
             self.console.print(f"MLflow did not take the values of step {step}, they will be sent again: {str(error)[:200]}")
         if "val_loss" in values:
-            shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items() if name != "rate")
+            told = {name: value for name, value in values.items() if name not in ("rate", "iteration")}
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in told.items())
             self.console.print(f"step {step} of {self.total}: {shown}")
 
 
@@ -68,20 +70,23 @@ def pretrain_teacher(
     recipe: PretrainRecipe,
     *,
     shape: str,
+    start: str | None = None,
     licence: str,
     tracking_uri: str | None,
     console: Console,
 ) -> dict[str, Any]:
     """Makes the teacher `out` or continues to; returns the facts of its card. Until it is done the run lives in `out`.pretraining.
 
+    start: a HuBERT in a folder, whose weights the run goes on with and whose shape it takes.
     Raises ValueError when `out` holds a teacher already, and for all that `trainers.pretrain.pretrain` refuses.
     """
     if (out / CONFIG).exists():
         raise ValueError(f"{out} holds a teacher already: choose another folder, or remove it")
-    config, normalizes = teacher_shape(shape)
+    config, normalizes = teacher_shape(start or shape)
+    begun = load_teacher(start) if start else None
     architecture, geometry = dimensions(config, normalizes)
     folder, device = out.with_name(f"{out.name}.pretraining"), pick_device()
-    asked = {"corpus": corpus.digest, "shape": architecture.key, **asdict(recipe)}
+    asked = {"corpus": corpus.digest, "shape": architecture.key, "start": begun.digest if begun else None, **asdict(recipe)}
     name = f"{out.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
     tracking = open_tracking(tracking_uri or default_tracking_uri(), EXPERIMENT, search=name, description="Pretrained teachers")
     status: Any = "FAILED"
@@ -98,6 +103,7 @@ def pretrain_teacher(
                     augment=Augmentation(noise=noise, noise_share=0.3),
                     folder=folder,
                     device=device,
+                    start=begun,
                     watch=Watch(values=curves.values, stage=console.print, progress=tick),
                 )
             )
@@ -136,6 +142,7 @@ def card(facts: Mapping[str, Any]) -> str:
     """The model card: what a user must know before a search rests on this teacher."""
     asked, figures = facts["asked"], facts["figures"]
     speeds = ", ".join(map(str, asked["speeds"]))
+    start = f"the weights of the teacher with digest {asked['start']}" if asked["start"] else "new weights"
     iterations = "; ".join(f"{steps} steps towards {units} units" for steps, units in zip(asked["steps"], asked["units"]))
     return f"""---
 license: {facts["licence"]}
@@ -146,6 +153,7 @@ A HuBERT in transformers format, pretrained by `srlnas teacher pretrain`{" on sy
 
 - Data: {facts["clips"]} unlabelled clips, {facts["speech_hours"]:.2f} hours, {facts["speakers"]} known speakers; the train split
   alone. Corpus digest {asked["corpus"]}.
+- Start: {start}.
 - Recipe: masked prediction of k-means units, first of MFCCs, then of layer {asked["layer"]}: {iterations};
   {asked["batch"]} windows of {asked["window"]} samples an update, rate {asked["rate"]}, speeds {speeds}, seed {asked["seed"]}.
 - Cost: {facts["hours"]:.2f} hours on {facts["device"]}.

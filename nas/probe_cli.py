@@ -33,8 +33,9 @@ def probe(
     from nas.progress import console, progress
     from search_spaces.architecture import RECEPTIVE_FIELD, SAMPLE_RATE
     from trainers.corpora import check_trainable, load_corpus
+    from trainers.pooled import Bench
     from trainers.precision import pick_device
-    from trainers.probe import Bench, probe_teachers
+    from trainers.probe import probe_teachers
     from trainers.teacher import load_teacher
     from trainers.trials import load_trials, make_trials
 

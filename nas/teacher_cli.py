@@ -1,15 +1,16 @@
 """`srlnas teacher`: what a teacher is, what its layers hold, and how to make one."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from nas.options import INTERRUPTED, TrackingUri
 from nas.probe_cli import probe
 
+Number = TypeVar("Number", int, float)
 teacher_app = typer.Typer(no_args_is_help=True, help="Teachers: check, probe, pretrain.")
 
 
@@ -56,6 +57,9 @@ def pretrain(
     ] = None,
     noise: Annotated[Path | None, typer.Option(help="Parquet corpus of background noise.")] = None,
     shape: Annotated[str, typer.Option(help="`mini`, `base`, `large`, or a folder with a HuBERT's config.json.")] = "mini",
+    start: Annotated[
+        str | None, typer.Option(help="Go on from this teacher's weights and shape: a HuBERT's folder, or `mini`.")
+    ] = None,
     steps: Annotated[str, typer.Option(help="Updates of each iteration.")] = "3000,8000",
     units: Annotated[str, typer.Option(help="K-means units of each iteration: of MFCCs, then of a hidden state.")] = "100,500",
     layer: Annotated[int | None, typer.Option(help="Whose hidden state gives the later units; default: two thirds up.")] = None,
@@ -64,6 +68,8 @@ def pretrain(
     rate: Annotated[float, typer.Option(help="AdamW's highest rate.")] = 1e-3,
     mask_share: Annotated[float, typer.Option(help="Share of frames at which a masked span begins.")] = 0.1,
     mask_frames: Annotated[int, typer.Option(help="Frames of a masked span.")] = 5,
+    mix_share: Annotated[float, typer.Option(help="Share of windows that another talker is mixed into.")] = 0.2,
+    speeds: Annotated[str, typer.Option(help="At which every clip is heard.")] = "1,0.9,1.1",
     seed: Annotated[int, typer.Option(help="Of weights, units and batches.")] = 0,
     licence: Annotated[str, typer.Option(help="For the model card: what the data allows.")] = "other",
     cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
@@ -79,14 +85,16 @@ def pretrain(
     from trainers.teacher_writer import teacher_shape
 
     recipe = PretrainRecipe(
-        steps=numbers(steps, "--steps"),
-        units=numbers(units, "--units"),
-        layer=layer or max(1, round(dimensions(*teacher_shape(shape))[0].depth * 2 / 3)),
+        steps=numbers(steps, "--steps", int),
+        units=numbers(units, "--units", int),
+        layer=layer or max(1, round(dimensions(*teacher_shape(start or shape))[0].depth * 2 / 3)),
         batch=batch,
         window=window,
         rate=rate,
         mask_share=mask_share,
         mask_frames=mask_frames,
+        mix_share=mix_share,
+        speeds=numbers(speeds, "--speeds", float),
         seed=seed,
     )
     with progress(console(), "decoding") as tick:
@@ -94,7 +102,7 @@ def pretrain(
         noises = load_corpus([noise], cache) if noise else None
     try:
         facts = pretrain_teacher(
-            out, corpus, noises, recipe, shape=shape, licence=licence, tracking_uri=tracking_uri, console=console()
+            out, corpus, noises, recipe, shape=shape, start=start, licence=licence, tracking_uri=tracking_uri, console=console()
         )
     except KeyboardInterrupt:
         typer.echo("\ninterrupted; the same command continues from the last checkpoint")
@@ -103,12 +111,12 @@ def pretrain(
     typer.echo(f"  srlnas teacher probe {out}\n  srlnas search --teacher {out}")
 
 
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """`3500,10500` as numbers. Raises ValueError on anything else."""
+def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """`3000,8000` as numbers. Raises ValueError on anything else."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} is {text!r}; write one whole number an iteration: 3500,10500") from None
+        raise ValueError(f"{option} is {text!r}; write numbers with commas, as 3000,8000 or 1,0.9") from None
 
 
 teacher_app.command()(probe)

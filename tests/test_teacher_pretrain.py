@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainers.synthetic import speak_corpus
+from trainers.teacher import describe_teacher, load_teacher
 
 PRETRAIN = (sys.executable, "-m", "nas.cli", "teacher", "pretrain")
 SMALL = ("--steps", "8,6", "--units", "8,12", "--batch", "4", "--data", "spoken.parquet", "--licence", "cc0-1.0")
@@ -54,8 +56,6 @@ def test_it_tells_its_stages_and_what_comes_next(made: str) -> None:
 
 @pytest.mark.usefixtures("made")
 def test_the_teacher_is_complete_and_says_where_it_comes_from(folder: Path) -> None:
-    from trainers.teacher import describe_teacher
-
     described = describe_teacher(str(folder / "own"))
     assert described["licence"] == "cc0-1.0" and described["layers"] == 3 and described["precision"] == ["float16"]
     card = (folder / "own/README.md").read_text()
@@ -74,6 +74,17 @@ def test_the_curves_are_in_mlflow_as_one_run(folder: Path) -> None:
     history = client.get_metric_history(runs[0].info.run_id, "val_loss")
     assert {point.step for point in history} == {8, 14}
     assert [artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)] == ["README.md"]
+
+
+@pytest.mark.usefixtures("made")
+def test_a_run_can_begin_with_another_teachers_weights(folder: Path) -> None:
+    again = ("next", "--start", "own", *SMALL, "--steps", "1", "--units", "8", "--rate", "1e-9")
+    done = subprocess.run([*PRETRAIN, *again], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = (load_teacher(str(folder / name)) for name in ("own", "next"))
+    assert f"the weights of the teacher with digest {before.digest}" in (folder / "next/README.md").read_text()
+    for name, value in before.encoder.state_dict().items():
+        torch.testing.assert_close(after.encoder.state_dict()[name], value, atol=2e-3, rtol=2e-3)  # float16 on disk
 
 
 @pytest.mark.usefixtures("made")

@@ -26,6 +26,7 @@ from trainers.distill import update
 from trainers.encoder import SpeechEncoder
 from trainers.masked import Labelled, MaskedPredictor, draw_masks, overlap
 from trainers.precision import autocast
+from trainers.teacher import Teacher
 from trainers.units import Features, assign_units, fit_units, hidden_state, mfcc, utterances
 
 CHECKPOINT_STEPS = 500
@@ -61,6 +62,10 @@ class PretrainRecipe:
             raise ValueError(f"steps {self.steps} and units {self.units} must name one number for each iteration")
         if min(*self.steps, *self.units, self.batch, self.layer) < 1:
             raise ValueError("steps, units, batch and layer must be above zero")
+        if not (0 <= self.mask_share <= 1 and 0 <= self.mix_share <= 1 and all(0.5 <= speed <= 2 for speed in self.speeds)):
+            raise ValueError(
+                f"mask share {self.mask_share} and mix share {self.mix_share} are from 0 to 1, speeds {self.speeds} from 0.5 to 2"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,10 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """A run in `folder`, which holds all that a restart needs: the plan, the units and the last checkpoint."""
+    """A run in `folder`, which holds all that a restart needs: the plan, the units and the last checkpoint.
+
+    start: a teacher whose weights the first iteration goes on with, of the same architecture and geometry; without it they are new.
+    """
 
     recipe: PretrainRecipe
     corpus: Corpus
@@ -83,6 +91,7 @@ class Pretraining:
     augment: Augmentation
     folder: Path
     device: torch.device
+    start: Teacher | None = None
     watch: Watch = Watch()
 
 
@@ -94,7 +103,10 @@ def pretrain(run: Pretraining) -> SpeechEncoder:
     """
     _check_plan(run)
     torch.manual_seed(run.recipe.seed)
-    encoder = SpeechEncoder(run.architecture, run.geometry).to(run.device)
+    encoder = SpeechEncoder(run.architecture, run.geometry)
+    if run.start:
+        encoder.load_state_dict(run.start.encoder.state_dict())
+    encoder.to(run.device)
     for iteration in range(_position(run)[0], len(run.recipe.steps)):
         _iterate(run, encoder, iteration)
     return encoder.cpu().eval()
@@ -102,7 +114,8 @@ def pretrain(run: Pretraining) -> SpeechEncoder:
 
 def _check_plan(run: Pretraining) -> None:
     shapes = {"architecture": run.architecture.to_json(), "geometry": run.geometry.to_json()}
-    plan = json.loads(json.dumps({"recipe": asdict(run.recipe), "corpus": run.corpus.digest, **shapes}))
+    start = run.start.digest if run.start else None
+    plan = json.loads(json.dumps({"recipe": asdict(run.recipe), "corpus": run.corpus.digest, "start": start, **shapes}))
     path = run.folder / PLAN_FILE
     begun = json.loads(path.read_text()) if path.is_file() else plan
     changed = [name for name in plan if plan[name] != begun.get(name)]

@@ -3,11 +3,8 @@
 Validation chooses each probe's regularisation and the layer; the test split is scored for the chosen layers alone.
 """
 
-import functools
 import hashlib
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,221 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from search_spaces.architecture import EMBEDDING_DIM
-from trainers.batches import cut, window_starts
 from trainers.corpora import Corpus
-from trainers.encoder import LogMel, SpeechEncoder, normalize
+from trainers.linear import DECAYS, SHRINKAGES, Affine, Floats, Ints, fit_keywords, fit_speakers
 from trainers.metrics import INTERVAL, RESAMPLES, Outcome, Rate, accuracy, bootstrap, draw_speakers, equal_error_rate
-from trainers.scoring import BATCH as WINDOWS_AT_ONCE
-from trainers.scoring import MOST_WINDOWS
+from trainers.pooled import Bench, Progress, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
 from trainers.teacher import Teacher
 from trainers.trials import Trials
 
-Floats = NDArray[np.floating]
-Ints = NDArray[np.integer]
-Progress = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[Progress]]
-
-DECAYS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # L2 penalties of the keyword probe
-SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6)  # of the within-speaker scatter towards a multiple of the identity
-STEPS, EPOCHS, BATCH, RATE = 600, 10, 256, 1e-2  # of the keyword probe's Adam
-SMALLEST_DEVIATION = 1e-6
-LAYOUT = "mean and deviation, float32"  # of the cached features; part of their key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is probed. key: the same for the same function. states: (batch, samples) -> some of (batch, frames, width)."""
-
-    name: str
-    key: str
-    states: Callable[[Tensor], Sequence[Tensor]]
-
-
-def teacher_subject(teacher: Teacher) -> Subject:
-    return _subject(teacher.name, teacher.digest, teacher.encoder)
-
-
-def random_subject(teacher: Teacher, seed: int = 0) -> Subject:
-    """An untrained network of the teacher's architecture: what the architecture gives by itself."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = SpeechEncoder(teacher.architecture, teacher.encoder.geometry).eval()
-    return _subject("random copy", f"random {seed} {teacher.architecture.to_json()} {teacher.encoder.geometry.to_json()}", encoder)
-
-
-def log_mel_subject() -> Subject:
-    """80 log-mel energies of the normalised window (without normalisation keyword accuracy fell by two points)."""
-    mel = LogMel()
-    return Subject(name="log-mel", key="log-mel", states=lambda audio_bn: [mel.to(audio_bn.device)(normalize(audio_bn))])
-
-
-def _subject(name: str, key: str, encoder: SpeechEncoder) -> Subject:
-    return Subject(name=name, key=key, states=lambda audio_bn: encoder.to(audio_bn.device)(audio_bn))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What every subject is probed on: a corpus, the trials of val and test, the window in samples, the seeds of the probes."""
-
-    corpus: Corpus
-    trials: Mapping[str, Trials]
-    window: int
-    seeds: tuple[int, ...]
-
-    @functools.cached_property
-    def rows(self) -> Ints:
-        """The clips that are heard, rising: those with a keyword, of a known speaker or in a trial."""
-        rows = [self.corpus.rows(with_keyword=True), self.corpus.rows(with_speaker=True)]
-        return np.unique(np.concatenate([*rows, *(side for t in self.trials.values() for side in (t.enrol, t.test))]))
-
-    @functools.cached_property
-    def windows(self) -> list[tuple[int, int]]:
-        """(clip, first sample) of every window, clips rising; at most 20 a clip, as in scoring."""
-        return [
-            (int(row), start)
-            for row in self.rows
-            for start in window_starts(self.corpus.length(int(row)), self.window)[:MOST_WINDOWS]
-        ]
-
-    @functools.cached_property
-    def clips(self) -> Ints:
-        """(windows,) the clip of each window."""
-        return np.array([row for row, _ in self.windows])
-
-
-def pooled_states(
-    subject: Subject, bench: Bench, cache: Path, device: torch.device, progress: Progress | None = None
-) -> NDArray[np.float32]:
-    """Mean and deviation over time of every state in every window, (states, windows, 2 x width) float32, mapped from disk.
-
-    Computed once below `cache` for each subject, corpus, window and choice of clips. In float32: bfloat16 is no faster on CPUs
-    (331 s against 208 s for one teacher), and features must not depend on the machine that filled the cache.
-    """
-    rows = hashlib.sha256(bench.rows.astype("<i8").tobytes()).hexdigest()
-    identity = json.dumps([LAYOUT, MOST_WINDOWS, subject.key, bench.corpus.digest, bench.window, rows])
-    path = cache / "probe" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed into place when complete
-            _write_states(subject, bench, Path(folder) / path.name, device, progress)
-            (Path(folder) / path.name).replace(path)
-    states: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    return states
-
-
-@torch.inference_mode()
-def _write_states(subject: Subject, bench: Bench, path: Path, device: torch.device, progress: Progress | None) -> None:
-    file = None
-    for first in range(0, len(bench.windows), WINDOWS_AT_ONCE):
-        part = bench.windows[first : first + WINDOWS_AT_ONCE]
-        audio = np.stack([cut(bench.corpus, row, start, bench.window) for row, start in part])
-        states = subject.states(torch.from_numpy(audio).to(device))
-        pooled = torch.stack([torch.cat([s.mean(1), s.std(1, correction=0)], -1) for s in states]).cpu().numpy()
-        if file is None:
-            shape = (len(pooled), len(bench.windows), pooled.shape[-1])
-            file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        file[:, first : first + len(part)] = pooled
-        if progress:
-            progress(first + len(part), len(bench.windows))
-    assert file is not None
-    file.flush()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Affine:
-    """x -> x @ weight + bias, standardisation included."""
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    def __call__(self, x: Floats) -> Floats:
-        """(rows, features) -> (rows, outputs)."""
-        y: Floats = x @ self.weight + self.bias
-        return y
-
-
-def fit_keywords(x: Floats, labels: Ints, seed: int, device: torch.device | None = None) -> list[Affine]:
-    """Multinomial logistic regression on standardised features by minibatch Adam, one probe for each of DECAYS.
-
-    x (clips, features), labels (clips,) numbers from 0. The seed draws the start and the order of clips. Within 0.3 points of
-    L-BFGS run to convergence on the same penalties, and at full batch that has no seed to average over.
-    """
-    mean, deviation = _moments(x)
-    x_nf = torch.from_numpy(((x - mean) / deviation).astype(np.float32)).to(device)
-    y_n = torch.from_numpy(labels.astype(np.int64)).to(device)
-    weight, bias = _train_heads(x_nf, y_n, int(labels.max()) + 1, torch.Generator().manual_seed(seed))
-    return [_unstandardised(w, b, mean, deviation) for w, b in zip(weight, bias)]
-
-
-@torch.no_grad()
-def _train_heads(x_nf: Tensor, y_n: Tensor, classes: int, generator: torch.Generator) -> tuple[Floats, Floats]:
-    """All penalties at once, as one wide head: weights (penalties, features, classes) and biases (penalties, classes).
-
-    The gradient of a softmax regression is one product; autograd took twice as long.
-    """
-    (count, features), penalties = x_nf.shape, torch.tensor(DECAYS, device=x_nf.device)[:, None]
-    start = 0.1 * features**-0.5 * torch.randn(features, len(DECAYS), classes, generator=generator)
-    weight, bias = start.to(x_nf.device), torch.zeros(len(DECAYS), classes, device=x_nf.device)
-    right_nc, steps, batch = F.one_hot(y_n, classes).float(), max(STEPS, EPOCHS * count // BATCH), min(BATCH, count)
-    optimizer = torch.optim.Adam([weight, bias], lr=RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(count, generator=generator)
-        picked, order = order[:batch].to(x_nf.device), order[batch:]
-        x = x_nf[picked]
-        said = ((x @ weight.flatten(1)).unflatten(1, (-1, classes)) + bias).softmax(-1)
-        wrong = (said - right_nc[picked][:, None]) / batch
-        weight.grad, bias.grad = (x.T @ wrong.flatten(1)).view_as(weight).addcmul_(weight, penalties), wrong.sum(0)
-        optimizer.step()
-        schedule.step()
-    return weight.transpose(0, 1).cpu().numpy(), bias.cpu().numpy()
-
-
-def fit_speakers(x: Floats, labels: Ints, seed: int) -> list[Affine]:
-    """Linear discriminant analysis to at most EMBEDDING_DIM values that cosines compare, one for each of SHRINKAGES.
-
-    x (windows, features), labels (windows,) numbers from 0. The seed draws the windows' weights (Bayesian bootstrap, Rubin 1981).
-    A direction counts by the share of its variance that lies between speakers. Of what was tried this had the lowest validation
-    EER with the teacher, the random copy and log-mels alike (9.8, 36.3, 15.1 %): plain discriminants (11.0, 39.3, 18.2 %)
-    count directions full that tell few speakers apart; a map learnt by angular softmax reached 11.5, 36.6, 18.2 %.
-    """
-    mean, deviation = _moments(x)
-    x = (x - mean) / deviation
-    weights = np.random.default_rng(seed).exponential(size=len(x)).astype(np.float32)
-    weights /= weights.sum()
-    sums = np.zeros((int(labels.max()) + 1, x.shape[1]))
-    np.add.at(sums, labels, x * weights[:, None])
-    shares = np.bincount(labels, weights, len(sums))
-    centres = sums / np.maximum(shares, 1e-12)[:, None]
-    middle = shares @ centres
-    scattered = (x - centres[labels].astype(np.float32)) * np.sqrt(weights)[:, None]
-    variances, axes = np.linalg.eigh((scattered.T @ scattered).astype(np.float64))
-    spread = (centres - middle) * np.sqrt(shares)[:, None]
-    fitted = []
-    for shrinkage in SHRINKAGES:
-        shrunk = (1 - shrinkage) * variances.clip(0) + shrinkage * variances.mean() + SMALLEST_DEVIATION
-        whitener = axes / np.sqrt(shrunk)
-        _, ratios, directions = np.linalg.svd(spread @ whitener, full_matrices=False)
-        ratios, directions = ratios[:EMBEDDING_DIM] ** 2, directions[:EMBEDDING_DIM]  # variance between by variance within
-        weight = whitener @ (directions.T * np.sqrt(ratios / (1 + ratios)))
-        fitted.append(_unstandardised(weight, -middle @ weight, mean, deviation))
-    return fitted
-
-
-def _moments(x: Floats) -> tuple[Floats, Floats]:
-    return x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + SMALLEST_DEVIATION
-
-
-def _unstandardised(weight: Floats, bias: Floats, mean: Floats, deviation: Floats) -> Affine:
-    scaled = weight / deviation[:, None]
-    return Affine(weight=scaled.astype(np.float32), bias=(bias - mean @ scaled).astype(np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
