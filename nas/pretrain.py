@@ -17,7 +17,6 @@ from nas.connection import default_tracking_uri
 from nas.progress import progress
 from nas.tracking import Tracking, open_tracking
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.batches import Augmentation
 from trainers.corpora import Corpus
 from trainers.dimensions import dimensions
 from trainers.precision import pick_device
@@ -86,7 +85,13 @@ def pretrain_teacher(
     begun = load_teacher(start) if start else None
     architecture, geometry = dimensions(config, normalizes)
     folder, device = out.with_name(f"{out.name}.pretraining"), pick_device()
-    asked = {"corpus": corpus.digest, "shape": architecture.key, "start": begun.digest if begun else None, **asdict(recipe)}
+    asked = {
+        "corpus": corpus.digest,
+        "noise": noise.digest if noise else None,
+        "shape": architecture.key,
+        "start": begun.digest if begun else None,
+        **asdict(recipe),
+    }
     name = f"{out.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
     tracking = open_tracking(tracking_uri or default_tracking_uri(), EXPERIMENT, search=name, description="Pretrained teachers")
     status: Any = "FAILED"
@@ -100,7 +105,7 @@ def pretrain_teacher(
                     corpus=corpus,
                     architecture=architecture,
                     geometry=geometry,
-                    augment=Augmentation(noise=noise, noise_share=0.3),
+                    noise=noise,
                     folder=folder,
                     device=device,
                     start=begun,
@@ -143,6 +148,7 @@ def card(facts: Mapping[str, Any]) -> str:
     asked, figures = facts["asked"], facts["figures"]
     speeds = ", ".join(map(str, asked["speeds"]))
     start = f"the weights of the teacher with digest {asked['start']}" if asked["start"] else "new weights"
+    noise = f"the corpus {asked['noise']}" if asked["noise"] else "white noise, coloured at random,"
     iterations = "; ".join(f"{steps} steps towards {units} units" for steps, units in zip(asked["steps"], asked["units"]))
     return f"""---
 license: {facts["licence"]}
@@ -155,7 +161,9 @@ A HuBERT in transformers format, pretrained by `srlnas teacher pretrain`{" on sy
   alone. Corpus digest {asked["corpus"]}.
 - Start: {start}.
 - Recipe: masked prediction of k-means units, first of MFCCs, then of layer {asked["layer"]}: {iterations};
-  {asked["batch"]} windows of {asked["window"]} samples an update, rate {asked["rate"]}, speeds {speeds}, seed {asked["seed"]}.
+  {asked["batch"]} windows of {asked["window"]} samples an update, rate {asked["rate"]}, seed {asked["seed"]}.
+- Heard: masks of {asked["mask_frames"]} frames that begin at {asked["mask_share"]:.0%} of frames; a second talker in
+  {asked["mix_share"]:.0%} and {noise} in {asked["noise_share"]:.0%} of windows; speeds {speeds}.
 - Cost: {facts["hours"]:.2f} hours on {facts["device"]}.
 - Figures of the last step: {", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())}.
 """

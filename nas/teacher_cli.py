@@ -66,9 +66,12 @@ def pretrain(
     batch: Annotated[int, typer.Option(help="Windows an update.")] = 32,
     window: Annotated[int, typer.Option(help="Samples of a window.")] = 16_080,
     rate: Annotated[float, typer.Option(help="AdamW's highest rate.")] = 1e-3,
-    mask_share: Annotated[float, typer.Option(help="Share of frames at which a masked span begins.")] = 0.1,
-    mask_frames: Annotated[int, typer.Option(help="Frames of a masked span.")] = 5,
-    mix_share: Annotated[float, typer.Option(help="Share of windows that another talker is mixed into.")] = 0.2,
+    mask_share: Annotated[float, typer.Option(help="Share of frames at which a masked span begins.")] = 0.08,
+    mask_frames: Annotated[int, typer.Option(help="Frames of a masked span.")] = 10,
+    mix_share: Annotated[float, typer.Option(help="Share of windows that another talker is mixed into.")] = 0.0,
+    noise_share: Annotated[
+        float | None, typer.Option(help="Share of windows that noise is mixed into; default: 0.3 with --noise, else 0.")
+    ] = None,
     speeds: Annotated[str, typer.Option(help="At which every clip is heard.")] = "1,0.9,1.1",
     seed: Annotated[int, typer.Option(help="Of weights, units and batches.")] = 0,
     licence: Annotated[str, typer.Option(help="For the model card: what the data allows.")] = "other",
@@ -94,6 +97,7 @@ def pretrain(
         mask_share=mask_share,
         mask_frames=mask_frames,
         mix_share=mix_share,
+        noise_share=noise_share if noise_share is not None else 0.3 if noise else 0.0,
         speeds=numbers(speeds, "--speeds", float),
         seed=seed,
     )

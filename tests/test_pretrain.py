@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.batches import Augmentation
 from trainers.corpora import Corpus
-from trainers.encoder import SpeechEncoder
+from trainers.encoder import Layer, SpeechEncoder
 from trainers.masked import Labelled, MaskedPredictor, draw_masks, overlap
-from trainers.pretrain import Pretraining, PretrainRecipe, Watch, pretrain
+from trainers.pretrain import Pretraining, PretrainRecipe, Watch, draw_weights, pretrain
 from trainers.teacher import Teacher, load_teacher
 from trainers.teacher_writer import teacher_shape, write_teacher
 from trainers.units import utterances
@@ -88,11 +88,45 @@ def prepared(
         corpus=corpus,
         architecture=teacher.architecture,
         geometry=teacher.geometry,
-        augment=Augmentation(),
+        noise=None,
         folder=folder,
         device=torch.device("cpu"),
         watch=watch or Watch(),
     )
+
+
+def test_new_weights_are_hubert_s(tiny_teacher: Teacher) -> None:
+    """As transformers draws a HuBERT of this shape. (It means to draw the positions' as fairseq does, and draws them without effect
+    beneath their weight norm: there the formula is the oracle.)"""
+    from transformers import HubertConfig, HubertModel
+
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(tiny_teacher.architecture, tiny_teacher.geometry)
+    draw_weights(encoder)
+    model = HubertModel(
+        HubertConfig(
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            conv_dim=(16,) * 7,
+            feat_extract_norm="layer",
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+        )
+    )
+    layer, theirs = encoder.layers[1], model.encoder.layers[1]
+    assert isinstance(layer, Layer)
+    pairs = [
+        (encoder.front.convs[3].weight, model.feature_extractor.conv_layers[3].conv.weight),
+        (encoder.projection.weight, model.feature_projection.projection.weight),
+        (layer.attention.q.weight, theirs.attention.q_proj.weight),
+        (layer.ffn_out.weight, theirs.feed_forward.output_dense.weight),
+    ]
+    for ours, expected in pairs:
+        assert float(ours.detach().std()) == pytest.approx(float(expected.detach().std()), rel=0.15)
+    assert float(encoder.positions.conv.weight.detach().std()) == pytest.approx((4 / (16 * 48)) ** 0.5, rel=0.05)
+    assert not layer.ffn_in.bias.any() and not encoder.positions.conv.bias.any() and (encoder.norm.weight == 1).all()
 
 
 def stop_at(step: int) -> Watch:
@@ -136,6 +170,12 @@ def test_it_learns_to_tell_units(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp
     pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, recipe, Watch(values=lambda step, values: found.update(values))))
     shares = np.bincount(np.load(tmp_path / "units-1-train.npy")) / len(np.load(tmp_path / "units-1-train.npy"))
     assert found["loss"] < 0.8 * -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
+
+
+@pytest.mark.parametrize("changes", [{"mask_share": 1.1}, {"mix_share": -0.1}, {"noise_share": 2}, {"speeds": (1.0, 0.3)}])
+def test_shares_and_speeds_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes)).replace("_", " ")):
+        replace(RECIPE, **changes)
 
 
 @pytest.mark.parametrize(("steps", "units"), [((), ()), ((5,), (4, 4)), ((0,), (4,))])
