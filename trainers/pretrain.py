@@ -122,8 +122,7 @@ def pretrain(run: Pretraining) -> SpeechEncoder:
 def draw_weights(encoder: SpeechEncoder) -> None:
     """New weights as HuBERT's are drawn: small ones in the transformer, so that every layer begins near the identity.
 
-    From torch's own, about twice as large, the same loss took twice the steps, and what the network learned was spread over
-    its channels so evenly that no narrower student could inherit it.
+    From torch's own, about twice as large, the same loss took about twice the steps.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
