@@ -95,7 +95,7 @@ def prepared(
     )
 
 
-def test_new_weights_are_hubert_s(tiny_teacher: Teacher) -> None:
+def test_new_weights_are_hubert_s(tiny_teacher: Teacher, teacher_folder: Path) -> None:
     """As transformers draws a HuBERT of this shape. (It means to draw the positions' as fairseq does, and draws them without effect
     beneath their weight norm: there the formula is the oracle.)"""
     from transformers import HubertConfig, HubertModel
@@ -103,18 +103,7 @@ def test_new_weights_are_hubert_s(tiny_teacher: Teacher) -> None:
     torch.manual_seed(0)
     encoder = SpeechEncoder(tiny_teacher.architecture, tiny_teacher.geometry)
     draw_weights(encoder)
-    model = HubertModel(
-        HubertConfig(
-            hidden_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            conv_dim=(16,) * 7,
-            feat_extract_norm="layer",
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=4,
-        )
-    )
+    model = HubertModel(HubertConfig.from_pretrained(teacher_folder))
     layer, theirs = encoder.layers[1], model.encoder.layers[1]
     assert isinstance(layer, Layer)
     pairs = [

@@ -43,7 +43,7 @@ class PretrainRecipe:
     batch: windows an update. window: samples. rate: AdamW's at its height. mask_share: of frames at which a masked span of
     `mask_frames` begins (HuBERT's; with 0.1 and 5 a linear probe of the bundled teacher's layers read two points fewer keywords).
     mix_share: of windows that a second talker is mixed into (at 0.2 the probe told voices apart less well, where few hours of
-    speech are at hand). noise_share: of windows that noise is mixed into (likewise). speeds: of the copies of every clip.
+    speech are at hand). noise_share: of windows that noise is mixed into. speeds: of the copies of every clip.
     """
 
     steps: tuple[int, ...]
