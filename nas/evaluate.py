@@ -17,11 +17,13 @@ from deploy.target import Target, load_target
 from nas.config import StudyConfig
 from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import Baseline, Geometry, Network, network_from_dict
 from search_spaces.cost import Cost, cost
+from trainers.baselines import counted_cost
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus, check_trainable, load_corpus
 from trainers.distill import DistillRecipe, distill
+from trainers.encoder import SpeechEncoder
 from trainers.finetune import FinetuneRecipe, finetune
 from trainers.inherit import inherit
 from trainers.metrics import Outcome, rates
@@ -131,7 +133,8 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     context = _context_of(task.study)
     torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
     torch.manual_seed(task.seed)
-    student = build_student(context, Architecture.from_json(task.architecture), task.start, distilled=task.distill_steps > 0)
+    architecture = network_from_dict(json.loads(task.architecture))
+    student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
     scores = latency_scores(context, student)
     train(context, student, task, progress)
     trained = student.cpu().folded()
@@ -145,7 +148,7 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     return {"scores": scores, "seconds": time.monotonic() - started}
 
 
-def build_student(context: Context, architecture: Architecture, start: Start, *, distilled: bool) -> Student:
+def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:
     teacher = context.teacher
     student = Student(
         architecture,
@@ -158,6 +161,7 @@ def build_student(context: Context, architecture: Architecture, start: Start, *,
     if start == "teacher":
         student.encoder.load_state_dict(teacher.encoder.state_dict())
     elif start == "kept layers":
+        assert isinstance(student.encoder, SpeechEncoder), "a baseline inherits nothing"
         inherit(student.encoder, teacher.encoder)
     return student
 
@@ -215,9 +219,17 @@ def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
     }
 
 
-def cost_of(context: Context, architecture: Architecture, geometry: Geometry | None = None) -> Cost:
-    """Of a student; of the teacher itself with its own geometry."""
-    return cost(architecture, geometry or context.teacher.geometry, len(context.corpus.keyword_labels), context.target.window)
+def cost_of(context: Context, architecture: Network, geometry: Geometry | None = None) -> Cost:
+    """Of a student; of the teacher itself with its own geometry; of a baseline."""
+    geometry, keywords, window = geometry or context.teacher.geometry, context.corpus.keyword_labels, context.target.window
+    if isinstance(architecture, Baseline):
+        return _baseline_cost(architecture, geometry, keywords, window)
+    return cost(architecture, geometry, len(keywords), window)
+
+
+@functools.cache
+def _baseline_cost(baseline: Baseline, geometry: Geometry, keywords: tuple[str, ...], window: int) -> Cost:
+    return counted_cost(Student(baseline, geometry, keywords).eval(), baseline, window)
 
 
 def cost_scores(of: Cost) -> dict[str, float]:

@@ -17,17 +17,17 @@ import ray
 from nas.budget import Budget, append_line, read_lines
 from nas.candidates import Candidate
 from nas.cluster import run_task
-from nas.evaluate import Context, Start, Task, cost_of, recipes_of, task_json
+from nas.evaluate import Context, Start, Task, recipes_of, task_json
 from nas.pareto import knee, non_dominated
-from nas.plan import SAFETY, Pace, Plan, full_steps
+from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
 from nas.searcher import values_of
 from nas.study import Study
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Baseline, Network, network_from_dict
 from search_spaces.catalog import paper_student
 from trainers.decoding import content_hash
 from trainers.student import load_student
 
-Role = Literal["finalist", "teacher", "paper's student", "knee from scratch"]
+Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch"]
 FINALS_FILE = "finals.jsonl"
 SPENT_ON = {"finalist": "finalists"}
 
@@ -39,7 +39,7 @@ class Final:
 
     name: str
     role: Role
-    architecture: Architecture
+    architecture: Network
     start: Start
     distill_steps: int
     finetune_steps: int
@@ -49,7 +49,7 @@ class Final:
     error: str | None = None
 
     def objectives(self) -> list[float]:
-        return values_of(Candidate(number=0, architecture=self.architecture, state="complete", scores=self.scores))
+        return values_of(self.scores)
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "architecture": json.loads(self.architecture.to_json())}, sort_keys=True)
@@ -57,9 +57,7 @@ class Final:
 
 def read_finals(study: Study) -> list[Final]:
     """The latest record of each training at full length."""
-    lines = [
-        {**line, "architecture": Architecture.from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)
-    ]
+    lines = [{**line, "architecture": network_from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)]
     return list({line["name"]: Final(**line) for line in lines}.values())
 
 
@@ -67,14 +65,19 @@ def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candida
     """At most `most` complete candidates: the front first, then what is behind it, front by front. Of a front that is too large,
     its knee and extremes, then always the member farthest from those chosen (objectives scaled to the front's range)."""
     chosen: list[Candidate] = []
-    left = [c for c in candidates if c.state == "complete" and np.isfinite(values_of(c)).all()]
+    left = [c for c in candidates if c.state == "complete" and np.isfinite(values_of(c.scores)).all()]
     while left and len(chosen) < most:
-        points = np.array([values_of(c) for c in left])
+        points = np.array([values_of(c.scores) for c in left])
         on_front = non_dominated(points)
         front = [c for c, on in zip(left, on_front) if on]
         chosen += [front[i] for i in spread(points[on_front], most - len(chosen))]
         left = [c for c, on in zip(left, on_front) if not on]
     return chosen
+
+
+def equal_updates(distill_steps: int, finetune_steps: int) -> int:
+    """Fine-tuning steps, of two updates each, of what is not distilled: as many updates as both trainings of a student."""
+    return finetune_steps + distill_steps // 2
 
 
 def spread(points: np.ndarray[Any, np.dtype[np.floating[Any]]], most: int) -> list[int]:
@@ -129,60 +132,74 @@ class Finals:
         left = self.budget.seconds - study.ledger.spent
         for count in range(len(candidates), 0, -1):
             members = [candidate.architecture for candidate in candidates[:count]]
-            trained = [teacher, paper_student(teacher), *members, members[0]]  # the last stands for the scratch reference
-            macs = [cost_of(self.context, architecture).total_macs for architecture in trained]
+            # the first member twice: it stands for the scratch reference
+            trained: list[Network] = [teacher, paper_student(teacher), Baseline(), *members, members[0]]
+            macs = [training_macs(self.context, architecture) for architecture in trained]
             steps = full_steps(left, self.resources, self.pace, macs, self.plan, study.config.full_length)
             if steps or count == 1:
-                return self._finals(candidates[:count], max(steps, self.plan.finetune_steps))
+                length = max(steps, self.plan.finetune_steps)
+                return [*self._references(length), *self._finalists(candidates[:count], length)]
         return []
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
         begun = {final.candidate for final in recorded}
-        new = self._finals([c for c in candidates if c.number not in begun], recorded[0].finetune_steps)[2:]
+        new = self._finalists([c for c in candidates if c.number not in begun], recorded[0].finetune_steps)
         left = self.budget.seconds - self.context.study.ledger.spent
         left -= sum(self._seconds(final) for final in recorded if not self._done(final)) * self.resources
         afforded = np.cumsum([SAFETY * self.resources * self._seconds(final) for final in new]) <= left
         return [final for final, affordable in zip(new, afforded) if affordable]
 
-    def _finals(self, finalists: Sequence[Candidate], steps: int) -> list[Final]:
-        teacher = self.context.teacher.architecture
-        distill = round(steps * self.plan.distill_steps / self.plan.finetune_steps)
+    def _references(self, steps: int) -> list[Final]:
+        teacher, distill = self.context.teacher.architecture, self._distill_steps(steps)
+        paper = paper_student(teacher)
         return [
             Final(name="teacher", role="teacher", architecture=teacher, start="teacher", distill_steps=0, finetune_steps=steps),
             Final(
                 name="paper-student",
                 role="paper's student",
-                architecture=paper_student(teacher),
+                architecture=paper,
                 start="kept layers",
                 distill_steps=distill,
                 finetune_steps=steps,
             ),
-            *(
-                Final(
-                    name=f"final-{candidate.number}",
-                    role="finalist",
-                    architecture=candidate.architecture,
-                    start="kept layers",
-                    distill_steps=distill,
-                    finetune_steps=steps,
-                    candidate=candidate.number,
-                )
-                for candidate in finalists
+            Final(
+                name="bc-resnet",
+                role="BC-ResNet",
+                architecture=Baseline(),
+                start="random",
+                distill_steps=0,
+                finetune_steps=equal_updates(distill, steps),
             ),
         ]
+
+    def _finalists(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
+        return [
+            Final(
+                name=f"final-{candidate.number}",
+                role="finalist",
+                architecture=candidate.architecture,
+                start="kept layers",
+                distill_steps=self._distill_steps(steps),
+                finetune_steps=steps,
+                candidate=candidate.number,
+            )
+            for candidate in candidates
+        ]
+
+    def _distill_steps(self, steps: int) -> int:
+        return round(steps * self.plan.distill_steps / self.plan.finetune_steps)
 
     def _scratch(self, finalists: Sequence[Final]) -> Final:
         """The knee's architecture at random, fine-tuned for as many updates as the knee was distilled and fine-tuned for."""
         front = [f for f, on in zip(finalists, non_dominated(np.array([f.objectives() for f in finalists]))) if on]
         best = front[knee(np.array([f.objectives() for f in front]))]
-        steps = best.finetune_steps + best.distill_steps // 2
         return Final(
             name=f"{best.name}-from-scratch",
             role="knee from scratch",
             architecture=best.architecture,
             start="random",
             distill_steps=0,
-            finetune_steps=steps,
+            finetune_steps=equal_updates(best.distill_steps, best.finetune_steps),
             candidate=best.candidate,
         )
 
@@ -200,7 +217,7 @@ class Finals:
             self.finished += self._seconds(final)
 
     def _seconds(self, final: Final) -> float:
-        return self.pace.seconds(cost_of(self.context, final.architecture).total_macs, final.distill_steps, final.finetune_steps)
+        return self.pace.seconds(training_macs(self.context, final.architecture), final.distill_steps, final.finetune_steps)
 
     def _reports(self, finals: Sequence[Final]) -> Iterator[tuple[Final, dict[str, Any]]]:
         """Each final with its report as it ends. What runs is charged, interrupted or not."""
@@ -234,7 +251,7 @@ class Finals:
             report: dict[str, Any] = ray.get(reference)
         except ray.exceptions.RayError as error:
             return {"error": f"the worker died: {str(error).splitlines()[0]}"}
-        if "scores" in report and final.role in ("teacher", "paper's student"):
+        if "scores" in report and final.role in ("teacher", "paper's student", "BC-ResNet"):
             self._keep(final, report)
         return report
 

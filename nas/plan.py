@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from nas.budget import Budget, in_words
 from nas.config import StudyConfig
 from nas.evaluate import Context, Task, build_student, cost_of, train
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, Baseline, Network
 from search_spaces.catalog import find_space, paper_student
 from search_spaces.space import RandomChooser, SearchSpace
 
@@ -22,6 +22,7 @@ FEWEST_STEPS, MOST_STEPS = 20, 5000
 MOST_FULL_STEPS = 20_000
 SAFETY = 1.15  # a training is begun only where this much of its predicted time is left
 BASE_SECONDS = 10.0  # of a training beside its updates: measuring latency, scoring's set-up, saving; corrected by what is seen
+DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
 TYPICAL_DRAWS = 64
 PROBE_STEPS = 2
 
@@ -98,7 +99,7 @@ def wanted_candidates(seconds: float) -> int:
 
 
 def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, typical: float, smallest: float, fixed: float) -> Plan:
-    """Splits what is left of the budget. `typical`, `smallest`: MACs of a candidate; `fixed`: MACs of teacher and paper's student.
+    """Splits what is left of the budget. `typical`, `smallest`: MACs of a candidate; `fixed`: MACs of the largest reference.
 
     Steps that the configuration names stay; else candidates are trained as long as lets the search see enough of them.
     Raises ValueError, saying what it would take, when the budget buys not one candidate and its references.
@@ -114,7 +115,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, typ
     longest = max(
         (s for s in steps_between(FEWEST_STEPS, MOST_STEPS) if candidate(s, typical) * wanted <= search), default=FEWEST_STEPS
     )
-    references = 3 * candidate(FEWEST_STEPS, fixed)
+    references = 4 * candidate(FEWEST_STEPS, fixed)
     least = SAFETY * max(candidate(FEWEST_STEPS, smallest) / SEARCH_SHARE, references / (1 - SEARCH_SHARE))
     if least > left:
         needed = spent + least
@@ -154,6 +155,11 @@ def full_steps(seconds: float, resources: float, pace: Pace, macs: Sequence[floa
         if SAFETY * resources * sum(pace.seconds(m, steps, steps) for m in macs) <= seconds
     ]
     return max(fitting, default=0)
+
+
+def training_macs(context: Context, architecture: Network) -> float:
+    """MACs as `Pace` counts them."""
+    return cost_of(context, architecture).total_macs * (DEPTHWISE if isinstance(architecture, Baseline) else 1.0)
 
 
 def space_of(context: Context) -> SearchSpace:

@@ -70,7 +70,7 @@ def search_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     complete = [candidate for candidate in candidates if candidate.state == "complete"]
     if not complete:
         return []
-    return [c for c, on in zip(complete, non_dominated(np.array([values_of(c) for c in complete]))) if on]
+    return [c for c, on in zip(complete, non_dominated(np.array([values_of(c.scores) for c in complete]))) if on]
 
 
 def count_states(candidates: Sequence[Candidate]) -> dict[str, int]:
@@ -157,7 +157,7 @@ def notes(front: Mapping[str, Any]) -> list[str]:
     if front["stage"] == "search":
         return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
     by_role = {reference["role"]: reference for reference in front["references"]}
-    paper, teacher, scratch = by_role.get("paper's student"), by_role.get("teacher"), by_role.get("knee from scratch")
+    paper, teacher, baseline, scratch = map(by_role.get, ("paper's student", "teacher", "BC-ResNet", "knee from scratch"))
     members = front["members"]
     if paper:
         better = [m["name"] for m in members if dominates(tested_point(m), tested_point(paper))]
@@ -172,6 +172,12 @@ def notes(front: Mapping[str, Any]) -> list[str]:
             f"At most {SMALL:.0%} of the teacher's params and within {CLOSE:g} points of its accuracy and EER (test): "
             + (", ".join(close) or "none")
             + "."
+        )
+    beaten = [m["name"] for m in members if baseline and dominates(tested_point(baseline), tested_point(m))]
+    if beaten:
+        said.append(
+            "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
+            + f"{', '.join(beaten)}."
         )
     if scratch:
         start = next((m for m in members if "knee" in m["aliases"]), None)

@@ -102,7 +102,7 @@ class StudySearcher(Searcher):
         number, trial = self.running.pop(trial_id)
         candidate = self.hooks.finished(number, None if error or not result else json.loads(result["report"]))
         state = STATES.get(candidate.state, TrialState.FAIL)
-        self.study.tell(trial, values_of(candidate) if state == TrialState.COMPLETE else None, state=state)
+        self.study.tell(trial, values_of(candidate.scores) if state == TrialState.COMPLETE else None, state=state)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study folder is the only record."""
@@ -120,9 +120,9 @@ def new_study(seed: int) -> optuna.Study:
     return optuna.create_study(directions=["minimize"] * len(OBJECTIVES), sampler=sampler)
 
 
-def values_of(candidate: Candidate) -> list[float]:
+def values_of(scores: Mapping[str, float]) -> list[float]:
     """The objectives' values; NaN where a score is missing."""
-    return [float(candidate.scores.get(objective.name, np.nan)) for objective in OBJECTIVES]
+    return [float(scores.get(objective.name, np.nan)) for objective in OBJECTIVES]
 
 
 def as_trial(space: SearchSpace, candidate: Candidate) -> optuna.trial.FrozenTrial:
@@ -133,7 +133,7 @@ def as_trial(space: SearchSpace, candidate: Candidate) -> optuna.trial.FrozenTri
     return create_trial(
         params=recorder.answers,
         distributions=recorder.distributions,
-        values=values_of(candidate) if state == TrialState.COMPLETE else None,
+        values=values_of(candidate.scores) if state == TrialState.COMPLETE else None,
         state=state,
     )
 

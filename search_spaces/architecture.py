@@ -87,6 +87,34 @@ class Architecture(_Json):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline(_Json):
+    """A network that distils nothing and is not searched: a reference beside every student.
+
+    scale: a multiple of all channels (the paper's tau): 1, of 9,200 parameters with 12 keywords, to 8, of 321,000.
+    """
+
+    baseline: Literal["bc-resnet"] = "bc-resnet"
+    scale: int = 8
+
+    def __post_init__(self) -> None:
+        if self.baseline != "bc-resnet" or self.scale < 1:
+            raise ValueError(f"there is no baseline {self.baseline!r} of scale {self.scale}; 'bc-resnet' has scales from 1")
+
+    @property
+    def width(self) -> int:
+        """Channels of the states that the heads read."""
+        return 32 * self.scale
+
+
+Network = Architecture | Baseline
+
+
+def network_from_dict(fields: dict[str, Any]) -> Network:
+    """Raises ValueError when the fields are those of neither."""
+    return Baseline.from_dict(fields) if "baseline" in fields else Architecture.from_dict(fields)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Geometry(_Json):
     """What the teacher fixes for all of its students. With an `Architecture` it rebuilds an encoder.
 

@@ -83,7 +83,7 @@ def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples:
 def _front(a: Architecture, g: Geometry, samples: int) -> list[_Conv]:
     dims = g.front_dims(a)
     if a.front_end == "mel":
-        frames = _mel_frames(samples)
+        frames = mel_frames(samples)
         return [_Conv(MEL_BINS, dims[0], MEL_KERNEL, frames), _Conv(dims[0], dims[1], MEL_KERNEL, frame_count(samples))]
     convs, frames = [], samples
     for inputs, outputs, kernel, stride in zip((1, *dims[:-1]), dims, FRONT_KERNELS, FRONT_STRIDES, strict=True):
@@ -92,8 +92,13 @@ def _front(a: Architecture, g: Geometry, samples: int) -> list[_Conv]:
     return convs
 
 
-def _mel_frames(samples: int) -> int:
+def mel_frames(samples: int) -> int:
     return (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
+
+
+def mel_alive(samples: int) -> int:
+    """Numbers alive at the log-mel's peak: for each frame a spectrum of 20 x 40 and three products of 20 x 20."""
+    return mel_frames(samples) * 5 * RECEPTIVE_FIELD
 
 
 def _mel_constants() -> int:
@@ -144,7 +149,7 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int) -> dict[str
     n, half = MEL_RADIX, MEL_HALF
     inner = sum(a.heads) * g.head_dim
     return {
-        "mel": _mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * MEL_BINS) if mel else 0,
+        "mel": mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * MEL_BINS) if mel else 0,
         "first_conv": 0 if mel else convs[0],  # over one channel: a kind of its own for a processor
         "convs": sum(convs) if mel else sum(convs[1:]),
         "projection": s * a.front_width * a.frame_stride * w,
@@ -180,7 +185,7 @@ def _alive(a: Architecture, g: Geometry, keywords: int, samples: int) -> Iterato
 def _alive_in_front(a: Architecture, g: Geometry, samples: int) -> Iterator[int]:
     convs = _front(a, g, samples)
     if a.front_end == "mel":
-        yield _mel_frames(samples) * 5 * RECEPTIVE_FIELD  # a spectrum of 20 x 40 and three products of 20 x 20
+        yield mel_alive(samples)
     elif g.front_norm == "group":
         yield 2 * convs[0].outputs * convs[0].frames + convs[0].outputs  # the centred channels, their square, the variance
     for conv in convs:

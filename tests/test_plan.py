@@ -113,4 +113,4 @@ def test_a_report_without_a_finite_objective_is_a_failure() -> None:
     assert checked({"state": "complete", "scores": scores})["state"] == "complete"
     for bad in ({**scores, "eer": float("nan")}, {"eer": 1.0}, {**scores, "latency_ms": float("inf")}):
         assert checked({"state": "complete", "scores": bad})["state"] == "failed"
-    assert values_of(candidates(np.array([[1.0, 2.0, 3.0]]))[0]) == [1.0, 2.0, 3.0]
+    assert values_of(candidates(np.array([[1.0, 2.0, 3.0]]))[0].scores) == [1.0, 2.0, 3.0]

@@ -93,6 +93,13 @@ def test_the_report_says_whether_the_papers_student_is_beaten(study: Study) -> N
     assert any(note.startswith("No member is better than the paper's student") for note in build_front(study)["notes"])
 
 
+def test_the_report_names_the_members_that_bc_resnet_beats(study: Study) -> None:
+    finished(study)
+    assert not any("BC-ResNet" in note for note in build_front(study)["notes"])
+    final(study, "bc-resnet", "BC-ResNet", 0.03, 2.0, 320)
+    assert any(note.endswith("at once (test) than: final-1.") for note in build_front(study)["notes"])
+
+
 def test_the_report_says_when_distillation_did_not_pay(study: Study) -> None:
     finished(study)
     assert not any("did not pay" in note for note in build_front(study)["notes"])

@@ -65,7 +65,7 @@ def test_the_front_has_what_its_readers_rely_on(front: Mapping[str, Any]) -> Non
 
 def test_the_references_stand_on_the_front(front: Mapping[str, Any]) -> None:
     roles = {reference["role"]: reference for reference in front["references"]}
-    assert set(roles) == {"teacher", "paper's student", "knee from scratch"}
+    assert set(roles) == {"teacher", "paper's student", "BC-ResNet", "knee from scratch"}
     assert roles["teacher"]["size_ratio"] == 1 and "change" not in roles["teacher"]
     assert roles["paper's student"]["architecture"]["kept_layers"] == [1, 2]
     knee = next(member for member in front["members"] if "knee" in member["aliases"])

@@ -147,4 +147,4 @@ def test_a_recorded_candidate_is_a_trial_that_the_space_reads_back() -> None:
         frozen = as_trial(SPACE, candidate)
         assert SPACE.architecture(optuna.trial.FixedTrial(frozen.params)) == candidate.architecture
         if candidate.state == "complete":
-            assert frozen.values == values_of(candidate)
+            assert frozen.values == values_of(candidate.scores)

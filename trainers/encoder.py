@@ -103,7 +103,7 @@ class LogMel(nn.Module):
 
     RADIX = 20
 
-    def __init__(self) -> None:
+    def __init__(self, bins: int = MEL_BINS) -> None:
         super().__init__()
         n, half = self.RADIX, self.RADIX // 2 + 1  # bins above 200 mirror those below
         row, column = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
@@ -111,7 +111,7 @@ class LogMel(nn.Module):
         twiddle = 2 * math.pi * row * column / n**2
         fine, coarse = torch.polar(torch.ones_like(turn), -turn), torch.polar(torch.ones_like(turn), -turn)[:, :half]
         scale = torch.polar(torch.ones_like(twiddle), -twiddle)
-        bank = torchaudio.functional.melscale_fbanks(n * n // 2 + 1, 20.0, 7600.0, MEL_BINS, SAMPLE_RATE)
+        bank = torchaudio.functional.melscale_fbanks(n * n // 2 + 1, 20.0, 7600.0, bins, SAMPLE_RATE)
         constants = {
             "window": torch.hann_window(RECEPTIVE_FIELD, periodic=True, dtype=torch.float64),
             "fine": torch.cat([fine.real, fine.imag], 1),

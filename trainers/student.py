@@ -1,4 +1,5 @@
-"""A student: the encoder, the prediction layers it is distilled through, and one linear head a task.
+"""A student: the encoder, the prediction layers it is distilled through, and one linear head a task. A baseline that distils
+nothing is a student too, around another encoder.
 
 On disk it is a folder: `architecture.json` (architecture, geometry, keywords) and `weights.safetensors`.
 """
@@ -12,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
+from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Network, network_from_dict
+from trainers.baselines import BroadcastResNet
 from trainers.encoder import SpeechEncoder
 
 ARCHITECTURE_FILE = "architecture.json"
@@ -31,7 +33,7 @@ class Student(nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: Network,
         geometry: Geometry,
         keywords: tuple[str, ...],
         *,
@@ -42,17 +44,16 @@ class Student(nn.Module):
         super().__init__()
         assert not (is_folded and predicted_layers), "a folded student has no prediction layers"
         self.keywords, self.predicted_layers, self.target_width = keywords, predicted_layers, target_width
-        self.encoder = SpeechEncoder(architecture, geometry)
-        self.predictions = nn.ModuleList(
-            nn.Linear(architecture.width, target_width * architecture.frame_stride) for _ in predicted_layers
-        )
+        self.encoder = new_encoder(architecture, geometry)
+        predicted = target_width * (architecture.frame_stride if isinstance(architecture, Architecture) else 1)
+        self.predictions = nn.ModuleList(nn.Linear(architecture.width, predicted) for _ in predicted_layers)
         features = target_width * len(predicted_layers) or architecture.width
         self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(features, affine=False)
         self.keyword_head = nn.Linear(features, len(keywords))
         self.speaker_head = nn.Linear(features, EMBEDDING_DIM)
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> Network:
         return self.encoder.architecture
 
     def predict_teacher(self, x_bn: Tensor, frames: int) -> list[Tensor]:
@@ -91,6 +92,12 @@ class Student(nn.Module):
         return student.eval()
 
 
+def new_encoder(architecture: Network, geometry: Geometry) -> SpeechEncoder | BroadcastResNet:
+    if isinstance(architecture, Architecture):
+        return SpeechEncoder(architecture, geometry)
+    return BroadcastResNet(architecture, geometry)
+
+
 def save_student(student: Student, folder: Path) -> None:
     """Writes a folded student. Weights first: a folder with an `architecture.json` is complete."""
     assert isinstance(student.norm, nn.Identity), "fold a student before it is saved"
@@ -109,7 +116,7 @@ def load_student(folder: Path) -> Student:
     try:
         description = json.loads((folder / ARCHITECTURE_FILE).read_text())
         student = Student(
-            Architecture.from_dict(description["architecture"]),
+            network_from_dict(description["architecture"]),
             Geometry.from_dict(description["geometry"]),
             tuple(description["keywords"]),
         )
