@@ -163,3 +163,27 @@ def test_training_windows_repeat_with_their_seed(tiny_corpus: Corpus) -> None:
     assert first.shape == (3, WINDOW)
     assert (first == second).all()
     assert not (first == other).all()
+
+
+def test_masks_silence_a_band_and_spans_in_their_share_of_windows() -> None:
+    clean = np.repeat(rng(1).standard_normal((1, 16_000)).astype(np.float32), 300, axis=0)
+    heard = Augmentation(mask_share=0.5, noise_share=0.0, gain_db=0.0)(clean, rng())
+    masked = (heard != clean).any(1)
+    assert 0.4 < masked.mean() < 0.6
+    silent = (heard[masked] == 0).mean(1)
+    assert silent.max() <= 0.2 and 0.05 < silent.mean() < 0.15  # two spans of up to a tenth
+    kept = (np.abs(np.fft.rfft(heard[masked])) ** 2).sum(1) / (np.abs(np.fft.rfft(clean[masked])) ** 2).sum(1)
+    assert kept.min() > 0.3 and kept.max() < 1.001
+
+
+def test_a_clip_at_another_speed_fills_the_window(tiny_corpus: Corpus) -> None:
+    rows = [int(row) for row in tiny_corpus.rows("train") if tiny_corpus.length(int(row)) == 24_000]
+    plain = Augmentation(noise_share=0.0, gain_db=0.0)
+    for speed in (0.8, 1.0, 1.25):
+        heard = training_windows(tiny_corpus, rows, WINDOW, rng(), plain, speeds=[speed] * len(rows)).numpy()
+        assert heard.shape == (len(rows), WINDOW)
+        assert (np.abs(heard[:, -400:]).max(1) > 0.01).all()  # no silence at the end
+        peak = np.abs(np.fft.rfft(heard * np.hanning(WINDOW))).argmax(1) * 16_000 / WINDOW
+        if speed == 1.0:
+            original = peak
+    np.testing.assert_allclose(peak, 1.25 * original, rtol=0.2)

@@ -1,5 +1,6 @@
 """Fine-tuning: the angular margin is the paper's, both tasks learn at once, a seed repeats them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
-from trainers.finetune import AngularSoftmax, FinetuneRecipe, finetune
+from trainers.distill import distillation_losses
+from trainers.finetune import AdditiveAngularSoftmax, AngularSoftmax, FinetuneRecipe, finetune
 from trainers.scoring import hear
 from trainers.student import Student
+from trainers.targets import prepare_targets
+from trainers.teacher import Teacher
 
 CPU = torch.device("cpu")
 WINDOW = 4880
@@ -37,9 +41,10 @@ def student(keywords: tuple[str, ...] = ("fall", "flat", "rise"), **options: Any
     return Student(architecture, GEOMETRY, keywords, is_folded=False, **options)
 
 
-def tuned(built: Student, corpus: Corpus, steps: int, seed: int = 0, **options: Any) -> list[tuple[float, float]]:
+def tuned(built: Student, corpus: Corpus, steps: int, seed: int = 0, **options: Any) -> list[tuple[float, ...]]:
     options = {"augment": Augmentation(gain_db=3.0, snr_db=(20.0, 30.0)), **options}
-    recipe = FinetuneRecipe(steps=steps, batch=16, rate=3e-3)
+    known = {name: options.pop(name) for name in list(options) if hasattr(FinetuneRecipe, name)}
+    recipe = FinetuneRecipe(**{"steps": steps, "batch": 16, "rate": 3e-3, **known})
     return finetune(built, corpus, recipe, window=WINDOW, seed=seed, device=CPU, **options)
 
 
@@ -67,10 +72,10 @@ def test_angular_softmax_is_spherefaces(margin: int, ease: float, scale: float, 
     assert angular(embedding, speaker).item() == pytest.approx(np.mean(losses), rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("margin", [1, 2, 3, 4])
-@pytest.mark.parametrize("ease", [0.0, 5.0])
-def test_the_loss_rises_with_the_angle_to_the_right_speaker(margin: int, ease: float) -> None:
-    angular = AngularSoftmax(3, margin, 4.0, ease)
+@pytest.mark.parametrize(
+    "angular", [AdditiveAngularSoftmax(3, scale=4.0)] + [AngularSoftmax(3, m, 4.0, e) for m in range(1, 5) for e in (0.0, 5.0)]
+)
+def test_the_loss_rises_with_the_angle_to_the_right_speaker(angular: AngularSoftmax) -> None:
     angular.classes.data = torch.eye(3, EMBEDDING_DIM)
     losses = []
     for angle in np.linspace(0.01, np.pi - 0.01, 200):
@@ -102,13 +107,27 @@ def test_gradients_are_finite_at_the_class_and_opposite_to_it() -> None:
     assert torch.isfinite(angular.classes.grad).all()
 
 
+@given(st.integers(2, 6), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_the_additive_margin_is_arcfaces(speakers: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    additive = AdditiveAngularSoftmax(speakers, scale=20.0)
+    embedding, speaker = torch.nn.functional.normalize(torch.randn(5, EMBEDDING_DIM), dim=-1), torch.arange(5) % speakers
+    cosine = embedding @ torch.nn.functional.normalize(additive.classes, dim=-1).T
+    logits = cosine.detach().double().numpy().copy()
+    for row, right in enumerate(speaker.tolist()):
+        logits[row, right] = np.cos(np.arccos(logits[row, right]) + 0.2)
+    expected = [np.log(np.exp(20 * (row - row[right])).sum()) for row, right in zip(logits, speaker.tolist())]
+    assert additive(embedding, speaker).item() == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
-def trained(tiny_corpus: Corpus) -> tuple[Student, list[tuple[float, float]]]:
+def trained(tiny_corpus: Corpus) -> tuple[Student, list[tuple[float, ...]]]:
     built = student()
     return built, tuned(built, tiny_corpus, 60)
 
 
-def test_keywords_and_speakers_are_learnt_together(trained: tuple[Student, list[tuple[float, float]]], tiny_corpus: Corpus) -> None:
+def test_keywords_and_speakers_are_learnt_together(trained: tuple[Student, list[tuple[float, ...]]], tiny_corpus: Corpus) -> None:
     built, losses = trained
     assert len(losses) == 60
     keyword, speaker = np.array(losses).T
@@ -122,7 +141,7 @@ def test_keywords_and_speakers_are_learnt_together(trained: tuple[Student, list[
     assert alike[same].mean() > alike[~same].mean() + 0.5
 
 
-def test_it_holds_for_speakers_that_were_not_heard(trained: tuple[Student, list[tuple[float, float]]], tiny_corpus: Corpus) -> None:
+def test_it_holds_for_speakers_that_were_not_heard(trained: tuple[Student, list[tuple[float, ...]]], tiny_corpus: Corpus) -> None:
     rows = tiny_corpus.rows("test", with_keyword=True)
     logits, _ = hear(trained[0].folded(), tiny_corpus, rows, WINDOW, CPU)
     assert (np.array(trained[0].keywords, object)[logits.argmax(1)] == tiny_corpus.keywords[rows]).mean() > 0.7
@@ -165,3 +184,59 @@ def test_a_student_that_diverges_stops(tiny_corpus: Corpus) -> None:
     built.encoder.projection.bias.data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="the loss became nan"):
         tuned(built, tiny_corpus, 2)
+
+
+def test_a_speaker_at_another_speed_is_another_class(tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same speakers at one speed stay one class, and at three speeds are three times as many."""
+    made, wanted = list[int](), set[int]()
+    forward = AngularSoftmax.forward
+
+    def record(angular: AngularSoftmax, embedding: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        made.append(len(angular.classes))
+        wanted.update(speaker.tolist())
+        return forward(angular, embedding, speaker)
+
+    monkeypatch.setattr(AngularSoftmax, "forward", record)
+    tuned(student(), tiny_corpus, 12, speaker_speeds=(1.0, 0.9, 1.1))
+    assert set(made) == {12} and wanted == set(range(12))
+
+
+def test_a_front_end_of_rate_zero_stays(tiny_corpus: Corpus) -> None:
+    built = student()
+    before = {name: value.clone() for name, value in built.named_parameters()}
+    tuned(built, tiny_corpus, 2, front_rate=0.0)
+    still = {name for name, value in built.named_parameters() if torch.equal(value, before[name])}
+    assert still == {name for name in before if name.startswith("encoder.front")} and len(still) > 3
+
+
+def test_distillation_that_is_kept_on_keeps_the_student_near_its_teacher(
+    tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path
+) -> None:
+    targets = prepare_targets(tiny_teacher, tiny_corpus, tmp_path, window=WINDOW, limit=40, seed=0)
+
+    def distance(weight: float) -> float:
+        built = student(predicted_layers=tiny_teacher.predicted_layers, target_width=48)
+        tuned(built, tiny_corpus, 25, distilling=weight, targets=targets)
+        losses = distillation_losses(built.eval(), targets, 40, Augmentation(), np.random.default_rng(0), CPU)
+        with torch.no_grad():
+            return float(next(losses))
+
+    assert distance(1.0) < 0.9 * distance(0.0)
+
+
+@pytest.mark.parametrize("task", ["keywords", "speakers"])
+def test_one_task_alone_leaves_the_others_head(task: str, tiny_corpus: Corpus) -> None:
+    built, other = student(), {"keywords": "speaker_head", "speakers": "keyword_head"}[task]
+    before = {name: value.clone() for name, value in built.named_parameters()}
+    losses = tuned(built, tiny_corpus, 3, **{"keywords": task == "keywords", "speakers": task == "speakers"})
+    assert np.shape(losses) == (3, 1)
+    still = {name for name, value in built.named_parameters() if torch.equal(value, before[name])}
+    assert still == {f"{other}.weight", f"{other}.bias"}
+
+
+def test_a_frozen_student_trains_its_heads_alone(tiny_corpus: Corpus) -> None:
+    built = student(predicted_layers=(1, 2), target_width=8)
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    tuned(built, tiny_corpus, 3, frozen=True)
+    changed = {name.split(".")[0] for name, value in built.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"keyword_head", "speaker_head", "norm"}

@@ -121,6 +121,17 @@ def test_rows_and_columns_of_a_narrower_student_are_the_teachers(tiny_teacher: T
             assert torch.equal(getattr(ours, name).weight, getattr(theirs, name).weight[channels])
 
 
+def test_other_ways_to_choose_are_the_first_ones_and_any(tiny_teacher: Teacher) -> None:
+    taken = {}
+    for narrowing in ("prefix", "random", "importance"):
+        student = SpeechEncoder(shaped(tiny_teacher, width=32, heads=2, ffn_dims=40, front_width=12), tiny_teacher.geometry)
+        torch.manual_seed(1)
+        inherit(student, tiny_teacher.encoder, narrowing)  # type: ignore[arg-type]
+        taken[narrowing] = positions_of(student.projection.bias, tiny_teacher.encoder.projection.bias).tolist()
+    assert taken["prefix"] == list(range(32))
+    assert all(order == sorted(order) for order in taken.values()) and len({tuple(order) for order in taken.values()}) == 3
+
+
 def test_positions_keep_the_teachers_taps_between_channels_of_one_group(tiny_teacher: Teacher) -> None:
     student, source = heir(tiny_teacher, width=32), tiny_teacher.encoder.positions.conv  # 4 groups of 12 channels become 4 of 8
     channels = positions_of(student.projection.bias, tiny_teacher.encoder.projection.bias).tolist()

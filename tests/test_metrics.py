@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.metrics import Outcome, accuracy, bootstrap, changes, draw_speakers, equal_error_rate, rates
+from trainers.metrics import Outcome, accuracy, bootstrap, changes, draw_speakers, equal_error_rate, rates, smallest_detection_cost
 
 Array = NDArray[Any]
 
@@ -50,6 +50,16 @@ def test_equal_error_rate_is_that_of_brute_force_without_ties(count: int, seed: 
     same = np.arange(count) % 3 == 0
     scores = rng.standard_normal(count) + same
     assert equal_error_rate(scores, same) == pytest.approx(brute_force(scores, same), abs=1e-9)
+
+
+@given(trial_lists, st.sampled_from((0.01, 0.05, 0.5, 0.9)))
+def test_the_smallest_detection_cost_is_that_of_brute_force(trials: list[tuple[int, bool, int]], prior: float) -> None:
+    scores, same, _ = arrays(trials)
+    costs = []
+    for threshold in (np.inf, *scores):
+        accepted = scores >= threshold
+        costs.append(prior * np.mean(~accepted[same]) + (1 - prior) * np.mean(accepted[~same]))
+    assert smallest_detection_cost(scores, same, prior) == pytest.approx(min(costs) / min(prior, 1 - prior), abs=1e-9)
 
 
 @given(trial_lists)

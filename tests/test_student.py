@@ -55,7 +55,9 @@ def with_statistics(built: Student) -> Student:
 
 @pytest.mark.parametrize("front_end", ["wave", "mel"])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("options", [PREDICTING, {}])
+@pytest.mark.parametrize(
+    "options", [PREDICTING, {}, {**PREDICTING, "heads": "mean"}, {**PREDICTING, "heads": "mean and deviation"}]
+)
 def test_a_folded_student_is_the_same_function_with_fewer_weights(options: dict[str, Any], stride: int, front_end: str) -> None:
     built = with_statistics(student(stride, front_end, **options))
     folded, audio = built.folded(), noise(3, 5300)
@@ -63,7 +65,8 @@ def test_a_folded_student_is_the_same_function_with_fewer_weights(options: dict[
         for ours, expected in zip(folded(audio), built(audio), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     count = sum(weight.numel() for weight in folded.parameters())
-    assert count == sum(weight.numel() for weight in built.encoder.parameters()) + 17 * (len(KEYWORDS) + EMBEDDING_DIM)
+    read = 1 + (32 if "deviation" in options.get("heads", "") else 16)
+    assert count == sum(weight.numel() for weight in built.encoder.parameters()) + read * (len(KEYWORDS) + EMBEDDING_DIM)
     assert not any("norm.running" in name for name in folded.state_dict())
 
 

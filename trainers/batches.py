@@ -1,14 +1,16 @@
 """Windows cut from a corpus, what is done to them before a student hears them, and the order in which they come."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.signal
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search_spaces.architecture import FRAME_SAMPLES
+from search_spaces.architecture import FRAME_SAMPLES, SAMPLE_RATE
 from trainers.corpora import Corpus
 
 Ints = NDArray[np.integer]
@@ -23,6 +25,19 @@ def cut(corpus: Corpus, row: int, start: int, window: int) -> NDArray[np.float32
     if begin < end:
         out[begin - start : end - start] = clip[begin:end]
     return out
+
+
+def cut_at_speed(corpus: Corpus, row: int, start: int, window: int, speed: float) -> NDArray[np.float32]:
+    """`cut` of a clip that is played at another speed, pitch and tempo together; `start` is in the clip's own samples.
+
+    torchaudio's resampler makes its filters anew in every call: 50 times as slow for a window.
+    """
+    if speed == 1:
+        return cut(corpus, row, start, window)
+    margin = 64  # keeps the resampler's edge out
+    raw = cut(corpus, row, start - margin, math.ceil(window * speed) + 2 * margin)
+    skipped = round(margin / speed)
+    return np.asarray(scipy.signal.resample_poly(raw, 100, round(100 * speed))[skipped : skipped + window], np.float32)
 
 
 def window_starts(length: int, window: int) -> list[int]:
@@ -45,15 +60,18 @@ def random_start(length: int, window: int, rng: Rng) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What a training window goes through: a gain, and noise at a random signal-to-noise ratio.
+    """What a training window goes through: a gain, noise at a random signal-to-noise ratio, and masks.
 
-    Noise is a piece of the `noise` corpus, or white noise coloured at random where there is none.
+    Noise is a piece of the `noise` corpus, or white noise coloured at random where there is none. mask_share: of windows in which
+    a band of frequencies and two spans of time fall silent (SpecAugment, arXiv 1904.08779, on the waveform: every front end
+    hears it).
     """
 
     noise: Corpus | None = None
     gain_db: float = 6.0
     noise_share: float = 0.5
     snr_db: tuple[float, float] = (5.0, 25.0)
+    mask_share: float = 0.0
 
     def __call__(self, windows: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]:
         """(batch, samples) -> the same shape."""
@@ -62,6 +80,8 @@ class Augmentation:
         for row in np.flatnonzero(rng.random(len(windows)) < self.noise_share):
             level = 10 ** (-rng.uniform(*self.snr_db) / 20) * np.sqrt(np.mean(windows[row] ** 2))
             heard[row] += self._noise(windows.shape[1], rng) * level
+        for row in np.flatnonzero(rng.random(len(windows)) < self.mask_share):
+            heard[row] = masked(heard[row], rng)
         return heard * gains.astype(np.float32)
 
     def _noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
@@ -75,6 +95,27 @@ class Augmentation:
             noise = np.fft.irfft(spectrum * tilt, samples).astype(np.float32)
         noise /= np.sqrt(np.mean(noise**2)) + 1e-9
         return noise
+
+
+def masked(samples: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]:
+    """(samples,) without a band of up to 8 of 40 mels and without two spans of up to a tenth of the time."""
+    spectrum = np.fft.rfft(samples)
+    width = rng.integers(9)
+    low, high = (_hertz(mel) for mel in rng.integers(41 - width) + np.array([0, width]))
+    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    spectrum[(low <= hertz) & (hertz < high)] = 0
+    out = np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+    for _ in range(2):
+        length = int(rng.integers(len(samples) // 10 + 1))
+        start = int(rng.integers(len(samples) - length + 1))
+        out[start : start + length] = 0
+    return out
+
+
+def _hertz(mel: float) -> float:
+    """Of a position among 40 mels up to half the sample rate (O'Shaughnessy 1987)."""
+    top = math.log10(1 + SAMPLE_RATE / 2 / 700)
+    return float(700 * (10 ** (top * mel / 40) - 1))
 
 
 def shuffled(rows: Ints, rng: Rng) -> Iterator[int]:
@@ -95,13 +136,24 @@ def by_length(corpus: Corpus, rows: Ints, window: int, rng: Rng) -> Iterator[int
 
 
 def training_windows(
-    corpus: Corpus, rows: list[int], window: int, rng: Rng, augment: Augmentation, shift: int = 5 * FRAME_SAMPLES
+    corpus: Corpus,
+    rows: Sequence[int],
+    window: int,
+    rng: Rng,
+    augment: Augmentation,
+    *,
+    speeds: Sequence[float] | None = None,
+    shift: int = 5 * FRAME_SAMPLES,
 ) -> Tensor:
-    """(batch, window) float32: a random window of each clip, shifted by whole frames where the clip is no longer than it."""
+    """(batch, window) float32: a random window of each clip, shifted by whole frames where the clip is no longer than it.
+
+    speeds: at which each clip is played.
+    """
     cuts = []
-    for row in rows:
-        start = random_start(corpus.length(row), window, rng)
-        if corpus.length(row) <= window:
+    for row, speed in zip(rows, speeds or [1.0] * len(rows), strict=True):
+        spoken = math.ceil(window * speed)  # samples of the clip that fill the window
+        start = random_start(corpus.length(row), spoken, rng)
+        if corpus.length(row) <= spoken:
             start = int(rng.integers(-shift // FRAME_SAMPLES, shift // FRAME_SAMPLES + 1)) * FRAME_SAMPLES
-        cuts.append(cut(corpus, row, start, window))
+        cuts.append(cut_at_speed(corpus, row, start, window, speed))
     return torch.from_numpy(augment(np.stack(cuts), rng))

@@ -1,14 +1,15 @@
 """Distillation: the student learns to predict the teacher's hidden states (Kerpicci et al., arXiv 2210.16611)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.batches import Augmentation, shuffled
+from trainers.batches import Augmentation, Rng, shuffled
 from trainers.precision import autocast
 from trainers.student import Student
 from trainers.targets import Targets
@@ -54,21 +55,30 @@ def distill(
     student.to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.rate, weight_decay=0.01)
     schedule = warm_up(optimizer, recipe.steps)
-    order = shuffled(np.arange(len(targets.rows)), rng)
+    computed = distillation_losses(student, targets, recipe.batch, augment, rng, device)
     losses = []
     for step in range(recipe.steps):
-        picked = np.array([next(order) for _ in range(recipe.batch)])
-        states = targets.batch(picked, device)
-        audio = torch.from_numpy(augment(targets.audio(picked), rng)).to(device)
-        with autocast(device):
-            predicted = student.predict_teacher(audio, states[0].shape[1])
-        loss = torch.stack([distillation_loss(p.float(), s) for p, s in zip(predicted, states)]).sum()
+        loss = next(computed)
         update(student, optimizer, loss)
         schedule.step()
         losses.append(loss.item())
         if progress:
             progress(step + 1, recipe.steps)
     return losses
+
+
+def distillation_losses(
+    student: Student, targets: Targets, batch: int, augment: Augmentation, rng: Rng, device: torch.device
+) -> Iterator[Tensor]:
+    """The loss of the student as it is on batch after batch, for ever, summed over the predicted layers."""
+    order = shuffled(np.arange(len(targets.rows)), rng)
+    while True:
+        picked = np.array(list(islice(order, batch)))
+        states = targets.batch(picked, device)
+        audio = torch.from_numpy(augment(targets.audio(picked), rng)).to(device)
+        with autocast(device):
+            predicted = student.predict_teacher(audio, states[0].shape[1])
+        yield torch.stack([distillation_loss(p.float(), s) for p, s in zip(predicted, states)]).sum()
 
 
 def update(student: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -2,8 +2,12 @@
 
 Where the student is narrower it takes the teacher's most important channels, heads and units. Importance is the norm of the
 weights that write to them: a channel that no layer writes to carries nothing. One set of residual channels serves all layers,
-since they share the stream. The convolutions, where most is lost, are listened to instead: see `_inherit_front`.
+since they share the stream. The convolutions, where most is lost, are listened to instead: see `_inherit_front`. Other ways to
+choose, to compare with: the first ones, as in networks that share weights by prefix, or any.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +18,14 @@ from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront, convolv
 HEARD = (8, 16_080)  # windows of noise, samples
 SMALLEST_DEVIATION = 1e-2  # of a channel after layer norm, where most are near one; a constant one must not be blown up
 
+Narrowing = Literal["importance", "prefix", "random"]
+Choose = Callable[
+    [Tensor, int], Tensor
+]  # importance, count -> the indices taken, rising, so that an equal count keeps all in order
+
 
 @torch.no_grad()
-def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
+def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing = "importance") -> None:
     """Overwrites the student's weights in place. What the teacher has no counterpart of (a mel front end) keeps its random start;
     WavLM's relative position bias stays behind.
 
@@ -25,10 +34,11 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
     assert student.relative is None, "students have no relative position bias"
     a = student.architecture
     _check_fits(student, teacher)
-    channels = _most_important(_stream_importance(teacher, a.kept_layers), a.width)
+    choose = CHOICES[narrowing]
+    channels = choose(_stream_importance(teacher, a.kept_layers), a.width)
     front = torch.arange(0)
     if isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
-        front = _inherit_front(student.front, teacher.front, _projection_importance(teacher))
+        front = _inherit_front(student.front, teacher.front, _projection_importance(teacher), choose)
         _copy_norm(student.front_norm, teacher.front_norm, front)
         # two frames are projected together with half the weight each: the projection of their mean
         student.projection.weight.copy_(teacher.projection.weight[channels][:, front].repeat(1, a.frame_stride) / a.frame_stride)
@@ -38,7 +48,7 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
     for layer, kept in zip(student.layers, a.kept_layers):
         source = teacher.layers[kept - 1]
         assert isinstance(layer, Layer) and isinstance(source, Layer)
-        _inherit_layer(layer, source, channels, student.geometry.head_dim)
+        _inherit_layer(layer, source, channels, student.geometry.head_dim, choose)
 
 
 def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
@@ -52,9 +62,11 @@ def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
         )
 
 
-def _most_important(importance: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest, in rising order, so that an equal count keeps the teacher's order."""
-    return importance.topk(count).indices.sort().values
+CHOICES: dict[Narrowing, Choose] = {
+    "importance": lambda importance, count: importance.topk(count).indices.sort().values,
+    "prefix": lambda importance, count: torch.arange(count, device=importance.device),
+    "random": lambda importance, count: torch.randperm(len(importance), device=importance.device)[:count].sort().values,
+}
 
 
 def _stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
@@ -73,7 +85,7 @@ def _projection_importance(teacher: SpeechEncoder) -> Tensor:
     return weight.square().sum(0)
 
 
-def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor) -> Tensor:
+def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor, choose: Choose) -> Tensor:
     """Copies the most important channels, convolution by convolution; returns those of the last.
 
     A channel is as important as its power, when the teacher hears pink noise, times the weights that read it. Layer norm over
@@ -90,7 +102,7 @@ def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor) ->
         assert isinstance(conv, nn.Conv1d)
         normed = source_norm(convolve(source, theirs))
         theirs = F.gelu(normed)
-        outputs = _most_important(theirs.square().mean((0, 1)) * read, conv.out_channels)
+        outputs = choose(theirs.square().mean((0, 1)) * read, conv.out_channels)
         conv.weight.copy_(source.weight[:, inputs][outputs])
         if conv.bias is not None and source.bias is not None:
             conv.bias.copy_(source.bias[outputs])
@@ -137,10 +149,10 @@ def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels:
     conv.bias.copy_(source.bias[channels])
 
 
-def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int) -> None:
-    heads = _most_important(_head_importance(source.attention, head_dim), layer.attention.heads)
+def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int, choose: Choose) -> None:
+    heads = choose(_head_importance(source.attention, head_dim), layer.attention.heads)
     inside = (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
-    units = _most_important(source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0), layer.ffn_in.out_features)
+    units = choose(source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0), layer.ffn_in.out_features)
     for name in ("q", "k", "v"):
         _copy_linear(getattr(layer.attention, name), getattr(source.attention, name), inside, channels)
     _copy_linear(layer.attention.out, source.attention.out, channels, inside)

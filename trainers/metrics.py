@@ -38,16 +38,30 @@ def equal_error_rate(scores: Floats, same: Bools, weights: Floats | None = None)
 
 
 def _sorted_equal_error_rate(scores: Floats, same: Bools, weights: Floats) -> float:
+    accepted_wrongly, rejected_wrongly = _error_curve(scores, same, weights)
+    gap = accepted_wrongly - rejected_wrongly  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(100 * (accepted_wrongly[after - 1] + share * (accepted_wrongly[after] - accepted_wrongly[after - 1])))
+
+
+def _error_curve(scores: Floats, same: Bools, weights: Floats) -> tuple[Floats, Floats]:
+    """Shares of false acceptances and of false rejections from the strictest threshold on; `scores` must fall."""
     targets, impostors = np.cumsum(weights * same), np.cumsum(weights * ~same)
     if not (targets[-1] > 0 and impostors[-1] > 0):
         raise ValueError("an equal error rate needs trials of the same and of different speakers")
     last_of_tie = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     accepted_wrongly = np.append(0.0, impostors[last_of_tie] / impostors[-1])
-    rejected_wrongly = 1 - np.append(0.0, targets[last_of_tie] / targets[-1])
-    gap = accepted_wrongly - rejected_wrongly  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(100 * (accepted_wrongly[after - 1] + share * (accepted_wrongly[after] - accepted_wrongly[after - 1])))
+    return accepted_wrongly, 1 - np.append(0.0, targets[last_of_tie] / targets[-1])
+
+
+def smallest_detection_cost(scores: Floats, same: Bools, prior: float = 0.01) -> float:
+    """NIST's minimum detection cost: the least over thresholds of prior x missed + (1 - prior) x false alarms, over that of the
+    better of accepting all and none. From 0 to 1; `prior` is VoxCeleb's. Raises ValueError as `equal_error_rate`."""
+    order = np.argsort(-scores, kind="stable")
+    accepted_wrongly, rejected_wrongly = _error_curve(scores[order], same[order], np.ones(len(scores)))
+    costs = prior * rejected_wrongly + (1 - prior) * accepted_wrongly
+    return float(costs.min() / min(prior, 1 - prior))
 
 
 @dataclass(frozen=True, kw_only=True)

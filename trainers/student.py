@@ -6,6 +6,7 @@ On disk it is a folder: `architecture.json` (architecture, geometry, keywords) a
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from trainers.encoder import SpeechEncoder
 ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
 
+Heads = Literal["predictions", "mean", "mean and deviation"]
+SMALLEST_VARIANCE = 1e-5
+
 
 class Student(nn.Module):
     """Audio window -> keyword logits and speaker embedding.
@@ -29,6 +33,8 @@ class Student(nn.Module):
     fine-tuned teacher has none), then through a batch norm, which takes out what all clips share: without it every
     embedding points the same way at first. In evaluation all of this is one linear map, and `folded` multiplies it into the
     heads: the same function with fewer weights. A folded student is what is scored, saved and exported.
+
+    heads: read the predictions, or the encoder's mean over time, or its mean and standard deviation.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Student(nn.Module):
         *,
         predicted_layers: tuple[int, ...] = (),
         target_width: int = 0,
+        heads: Heads = "predictions",
         is_folded: bool = True,
     ) -> None:
         super().__init__()
@@ -47,7 +54,9 @@ class Student(nn.Module):
         self.encoder = new_encoder(architecture, geometry)
         predicted = target_width * (architecture.frame_stride if isinstance(architecture, Architecture) else 1)
         self.predictions = nn.ModuleList(nn.Linear(architecture.width, predicted) for _ in predicted_layers)
-        features = target_width * len(predicted_layers) or architecture.width
+        self.heads: Heads = heads if predicted_layers or heads == "mean and deviation" else "mean"
+        self.pooled_width = architecture.width * (2 if heads == "mean and deviation" else 1)
+        features = target_width * len(predicted_layers) if self.heads == "predictions" else self.pooled_width
         self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(features, affine=False)
         self.keyword_head = nn.Linear(features, len(keywords))
         self.speaker_head = nn.Linear(features, EMBEDDING_DIM)
@@ -63,13 +72,21 @@ class Student(nn.Module):
 
     def forward(self, x_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""
-        features_bf = self._features(self.encoder(x_bn)[-1].mean(1))
+        features_bf = self._features(self._pooled(self.encoder(x_bn)[-1]))
         return self.keyword_head(features_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
+
+    def _pooled(self, state_bsw: Tensor) -> Tensor:
+        """(batch, pooled_width)."""
+        if self.heads != "mean and deviation":
+            return state_bsw.mean(1)
+        mean_bw = state_bsw.float().mean(1)
+        variance_bw = (state_bsw - mean_bw[:, None]).square().mean(1)
+        return torch.cat([mean_bw, (variance_bw + SMALLEST_VARIANCE).sqrt()], -1)
 
     def _features(self, pooled_bw: Tensor) -> Tensor:
         """What the heads read, (batch, features). Prediction layers are linear, so they may follow the mean over time; the
         two frames that a layer predicts from one step of stride 2 are averaged."""
-        if self.predictions:
+        if self.heads == "predictions":
             means = [layer(pooled_bw).unflatten(-1, (-1, self.target_width)).mean(1) for layer in self.predictions]
             pooled_bw = torch.cat(means, -1)
         features: Tensor = self.norm(pooled_bw)
@@ -78,9 +95,11 @@ class Student(nn.Module):
     @torch.no_grad()
     def folded(self) -> "Student":
         """A folded student of the same function in evaluation."""
-        student = Student(self.architecture, self.encoder.geometry, self.keywords).to(self.keyword_head.weight.device)
+        device = self.keyword_head.weight.device
+        heads: Heads = "mean" if self.heads == "predictions" else self.heads
+        student = Student(self.architecture, self.encoder.geometry, self.keywords, heads=heads).to(device)
         student.encoder.load_state_dict(self.encoder.state_dict())
-        was_training, eye = self.training, torch.eye(self.architecture.width, device=self.keyword_head.weight.device)
+        was_training, eye = self.training, torch.eye(self.pooled_width, device=device)
         self.eval()
         bias_1f = self._features(torch.zeros_like(eye[:1]))
         weight_wf = self._features(eye) - bias_1f
@@ -107,6 +126,7 @@ def save_student(student: Student, folder: Path) -> None:
         "architecture": json.loads(student.architecture.to_json()),
         "geometry": json.loads(student.encoder.geometry.to_json()),
         "keywords": list(student.keywords),
+        "heads": student.heads,
     }
     (folder / ARCHITECTURE_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -119,6 +139,7 @@ def load_student(folder: Path) -> Student:
             network_from_dict(description["architecture"]),
             Geometry.from_dict(description["geometry"]),
             tuple(description["keywords"]),
+            heads=description.get("heads", "mean"),
         )
         student.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -1,21 +1,19 @@
 """What a masked frame is to be told: k-means units of MFCCs, then of the network's own hidden states (HuBERT, arXiv 2106.07447)."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.signal
 import torch
 import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.architecture import FRAME_SAMPLES, MEL_HOP, RECEPTIVE_FIELD, SAMPLE_RATE, frame_count
-from trainers.batches import cut
+from trainers.batches import cut_at_speed
 from trainers.corpora import Corpus
 from trainers.encoder import SpeechEncoder, normalize
 from trainers.precision import autocast
@@ -48,15 +46,8 @@ class Utterances:
 
     def audio(self, utterance: int, frame: int, window: int) -> NDArray[np.float32]:
         """(window,) samples of an utterance from a frame on (it may be negative), zeros outside."""
-        row, speed = int(self.rows[utterance]), float(self.speeds[utterance])
-        start, margin = round(frame * FRAME_SAMPLES * speed), 64  # the margin keeps the resampler's edge out
-        if speed == 1:
-            return cut(self.corpus, row, start, window)
-        raw = cut(self.corpus, row, start - margin, math.ceil(window * speed) + 2 * margin)
-        # torchaudio's resampler makes its filters anew in every call: 50 times as slow for a window
-        resampled = scipy.signal.resample_poly(raw, 100, round(100 * speed))
-        skipped = round(margin / speed)
-        return np.asarray(resampled[skipped : skipped + window], np.float32)
+        speed = float(self.speeds[utterance])
+        return cut_at_speed(self.corpus, int(self.rows[utterance]), round(frame * FRAME_SAMPLES * speed), window, speed)
 
 
 def utterances(corpus: Corpus, split: str, speeds: tuple[float, ...]) -> Utterances:
