@@ -11,6 +11,7 @@ import typer
 
 from nas.data_cli import data_app
 from nas.options import INTERRUPTED, TrackingUri
+from nas.reproduce_cli import reproduce
 from nas.teacher_cli import teacher_app
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
+app.command()(reproduce)
 
 
 @app.callback()

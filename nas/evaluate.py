@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from deploy.target import Target, load_target
 from nas.config import StudyConfig
@@ -50,6 +52,8 @@ class Task:
 
     study: absolute folder. name: of the student below its `students/`. start: from the kept teacher layers, at random, or the
     teacher itself. splits: those to score; `test` only once a study, for finalists and references.
+    tuning: fields of the fine-tuning recipe that differ from the default. distilled: name of the distilled student below the
+    study's `distilled/`, which the first task that asks for it makes, and others begin with.
     """
 
     study: str
@@ -60,6 +64,8 @@ class Task:
     finetune_steps: int
     splits: tuple[str, ...]
     seed: int
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    distilled: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +181,17 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
         return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
 
     distilling, finetuning = recipes_of(config, task.distill_steps, task.finetune_steps)
-    if task.distill_steps:
+    finetuning = dataclasses.replace(finetuning, **task.tuning)
+    kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
+    if kept and kept.is_file():
+        student.load_state_dict(load_file(kept))
+    elif task.distill_steps:
         distill(student, context.targets, distilling, augment=context.augment, seed=task.seed, device=device, progress=tell(0, 1))
+        if kept:
+            kept.parent.mkdir(exist_ok=True)
+            part = kept.with_name(f"{kept.name}.{os.getpid()}")
+            save_file({name: value.cpu().contiguous() for name, value in student.state_dict().items()}, part)
+            part.replace(kept)
     finetune(
         student,
         context.corpus,
@@ -185,6 +200,7 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
         augment=context.augment,
         seed=task.seed + 1,
         device=device,
+        targets=context.targets,
         progress=tell(task.distill_steps, 2),
     )
 

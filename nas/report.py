@@ -90,7 +90,7 @@ def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mappi
     }
     if final.role != "teacher" and (study.weights_folder("teacher") / "outcome_test.npz").is_file():
         accuracy, eer = changes(
-            *(read_outcome(study.weights_folder(name) / "outcome_test.npz") for name in (final.name, "teacher"))
+            *([read_outcome(study.weights_folder(name) / "outcome_test.npz")] for name in (final.name, "teacher"))
         )
         member["change"] = {"accuracy": asdict(accuracy), "eer": asdict(eer)}
     return member

@@ -1,16 +1,15 @@
 """`srlnas teacher`: what a teacher is, what its layers hold, and how to make one."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from nas.options import INTERRUPTED, TrackingUri
+from nas.options import INTERRUPTED, TrackingUri, numbers
 from nas.probe_cli import probe
 
-Number = TypeVar("Number", int, float)
 teacher_app = typer.Typer(no_args_is_help=True, help="Teachers: check, probe, pretrain.")
 
 
@@ -113,14 +112,6 @@ def pretrain(
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"{out}: a teacher after {facts['hours']:.2f} hours; look at it with:\n  srlnas teacher check {out}")
     typer.echo(f"  srlnas teacher probe {out}\n  srlnas search --teacher {out}")
-
-
-def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """`3000,8000` as numbers. Raises ValueError on anything else."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; write numbers with commas, as 3000,8000 or 1,0.9") from None
 
 
 teacher_app.command()(probe)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-Kind = Literal["search", "finalist", "reference"]
+Kind = Literal["search", "finalist", "reference", "reproduction"]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 STATUS: Mapping[str, Status] = {
     "running": "RUNNING",

@@ -196,7 +196,7 @@ def test_every_draw_has_as_many_speakers_as_there_are() -> None:
 
 def test_a_model_differs_from_itself_by_exactly_nothing() -> None:
     one = outcome(10, 0)
-    for change in changes(one, one):
+    for change in changes([one], [one]):
         assert (change.value, change.low, change.high) == (0, 0, 0)
 
 
@@ -210,11 +210,11 @@ def test_a_paired_interval_sees_what_two_intervals_do_not() -> None:
     worse = dataclasses.replace(base, correct=correct)
     (ours, _), (theirs, _) = rates(worse), rates(base)
     assert ours.high > theirs.low  # the two intervals overlap
-    change, unchanged = changes(worse, base)
+    change, unchanged = changes([worse], [base])
     assert change.value == pytest.approx(-5)
     assert (change.low, change.high) == (pytest.approx(-5), pytest.approx(-5))
     assert (unchanged.value, unchanged.low, unchanged.high) == (0, 0, 0)
-    back, _ = changes(base, worse)
+    back, _ = changes([base], [worse])
     assert back.value == -change.value
 
 
@@ -222,7 +222,18 @@ def test_a_paired_interval_sees_what_two_intervals_do_not() -> None:
 @given(st.integers(0, 99))
 def test_a_change_is_the_difference_of_the_figures(seed: int) -> None:
     ours, base = outcome(8, seed, trials=6), outcome(8, seed + 1, skill=0.6, trials=6)
-    keyword, error = changes(ours, base)
+    keyword, error = changes([ours], [base])
     assert keyword.value == pytest.approx(accuracy(ours.correct) - accuracy(base.correct))
     assert keyword.low <= keyword.value <= keyword.high
     assert error.low <= error.high
+
+
+def test_several_seeds_are_averaged_and_widen_the_interval_by_how_they_differ() -> None:
+    one, other = outcome(8, 0, skill=0.7), outcome(8, 1, skill=0.9)
+    both = rates(one, other)
+    for mean, first, second in zip(both, rates(one), rates(other)):
+        assert mean.value == pytest.approx((first.value + second.value) / 2)
+        assert mean.low <= mean.value <= mean.high
+    assert rates(one, one) == rates(one)
+    alike, apart = changes([one, one], [one, one])[0], changes([one, other], [one, one])[0]
+    assert (alike.low, alike.high) == (0, 0) and apart.high - apart.low > 5

@@ -19,9 +19,9 @@ from nas.probe_cli import probe
 from trainers.batches import cut, window_starts
 from trainers.corpora import Corpus
 from trainers.linear import DECAYS, SHRINKAGES, SMALLEST_DEVIATION, fit_keywords, fit_speakers
-from trainers.metrics import equal_error_rate, rates
+from trainers.metrics import equal_error_rate, rates, resampled
 from trainers.pooled import Bench, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
-from trainers.probe import Probed, chosen, probe_subject, probe_teachers, resampled
+from trainers.probe import Probed, chosen, probe_subject, probe_teachers
 from trainers.teacher import Teacher
 from trainers.trials import make_trials
 

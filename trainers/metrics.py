@@ -1,5 +1,6 @@
 """Keyword accuracy and equal error rate, with 95 % intervals from a bootstrap over speakers. All rates are in percent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,24 +105,36 @@ def bootstrap(outcome: Outcome, drawn: Ints) -> tuple[Floats, Floats]:
     return accuracies, rates
 
 
-def rates(outcome: Outcome) -> tuple[Rate, Rate]:
-    """Keyword accuracy and equal error rate with their intervals."""
-    accuracies, errors = bootstrap(outcome, draw_speakers(outcome))
-    return _rate(accuracy(outcome.correct), accuracies), _rate(equal_error_rate(outcome.trial_scores, outcome.same), errors)
+def resampled(seeds: Sequence[Outcome]) -> tuple[Floats, Floats]:
+    """Values (2, seeds) and resamples (2, resamples) of keyword accuracy and equal error rate.
+
+    Every resample draws speakers and seeds, the same ones for whatever has the same speakers and as many seeds, so that a
+    difference of two is paired.
+    """
+    drawn = draw_speakers(seeds[0])
+    each = np.array([bootstrap(outcome, drawn) for outcome in seeds])
+    shares = np.random.default_rng(1).multinomial(len(each), np.full(len(each), 1 / len(each)), size=RESAMPLES) / len(each)
+    values = [[accuracy(o.correct) for o in seeds], [equal_error_rate(o.trial_scores, o.same) for o in seeds]]
+    return np.array(values), np.einsum("stn,ns->tn", each, shares)
 
 
-def changes(outcome: Outcome, baseline: Outcome) -> tuple[Rate, Rate]:
-    """Accuracy and equal error rate minus the baseline's, in points, with paired intervals: both see the same speakers drawn."""
-    drawn = draw_speakers(baseline)
-    ours, theirs = bootstrap(outcome, drawn), bootstrap(baseline, drawn)
-    values = (
-        accuracy(outcome.correct) - accuracy(baseline.correct),
-        equal_error_rate(outcome.trial_scores, outcome.same) - equal_error_rate(baseline.trial_scores, baseline.same),
-    )
-    first, second = (_rate(value, a - b) for value, a, b in zip(values, ours, theirs))
-    return first, second
+def rates(*seeds: Outcome) -> tuple[Rate, Rate]:
+    """Keyword accuracy and equal error rate of one model, or of a recipe's models of several seeds: means, with intervals over
+    speakers and seeds."""
+    values, drawn = resampled(seeds)
+    return rate_of(values[0], drawn[0]), rate_of(values[1], drawn[1])
 
 
-def _rate(value: float, resampled: Floats) -> Rate:
-    low, high = np.nanpercentile(resampled, INTERVAL)
-    return Rate(value=value, low=float(low), high=float(high))
+def changes(seeds: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[Rate, Rate]:
+    """Accuracy and equal error rate minus the baseline's, in points, with paired intervals: both see the same speakers drawn, and
+    the same of their seeds, which are as many."""
+    assert len(seeds) == len(baseline)
+    (values, drawn), (before, drawn_before) = resampled(seeds), resampled(baseline)
+    values, drawn = values - before, drawn - drawn_before
+    return rate_of(values[0], drawn[0]), rate_of(values[1], drawn[1])
+
+
+def rate_of(values: Floats, drawn: Floats) -> Rate:
+    """values (seeds,), drawn (resamples,)."""
+    low, high = np.nanpercentile(drawn, INTERVAL)
+    return Rate(value=float(values.mean()), low=float(low), high=float(high))

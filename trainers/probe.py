@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trainers.corpora import Corpus
 from trainers.linear import DECAYS, SHRINKAGES, Affine, Floats, Ints, fit_keywords, fit_speakers
-from trainers.metrics import INTERVAL, RESAMPLES, Outcome, Rate, accuracy, bootstrap, draw_speakers, equal_error_rate
+from trainers.metrics import Outcome, accuracy, equal_error_rate, rate_of, resampled
 from trainers.pooled import Bench, Progress, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
 from trainers.teacher import Teacher
 from trainers.trials import Trials
@@ -145,21 +145,6 @@ def _speaker_numbers(corpus: Corpus, *sides: Ints) -> list[Ints]:
     return np.split(np.unique(names, return_inverse=True)[1], np.cumsum([len(side) for side in sides])[:-1])
 
 
-def resampled(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:
-    """Values (2, seeds) and resamples (2, resamples) of keyword accuracy and EER. Every resample draws speakers and seeds, the
-    same ones for whatever has the same speakers and as many seeds, so that a difference of two is paired."""
-    drawn = draw_speakers(outcomes[0])
-    each = np.array([bootstrap(outcome, drawn) for outcome in outcomes])
-    seeds = np.random.default_rng(1).multinomial(len(each), np.full(len(each), 1 / len(each)), size=RESAMPLES) / len(each)
-    values = [[accuracy(o.correct) for o in outcomes], [equal_error_rate(o.trial_scores, o.same) for o in outcomes]]
-    return np.array(values), np.einsum("stn,ns->tn", each, seeds)
-
-
-def _rate(values: Floats, drawn: Floats) -> Rate:
-    low, high = np.nanpercentile(drawn, INTERVAL)
-    return Rate(value=float(values.mean()), low=float(low), high=float(high))
-
-
 def probe_teachers(
     teachers: Sequence[Teacher], bench: Bench, cache: Path, device: torch.device, stage: Stage | None = None
 ) -> dict[str, Any]:
@@ -219,6 +204,6 @@ def _val_content(values: Sequence[float], strength: float) -> dict[str, Any]:
 def _rates_content(values: Floats, drawn: Floats) -> dict[str, Any]:
     """values (2, seeds), drawn (2, resamples): of keyword accuracy and EER, in percent or points."""
     return {
-        name: {**vars(_rate(value, draw)), "seeds": value.tolist()}
+        name: {**vars(rate_of(value, draw)), "seeds": value.tolist()}
         for name, value, draw in zip(("keyword_accuracy", "eer"), values, drawn)
     }

@@ -25,7 +25,7 @@ from trainers.distill import DistillRecipe, distill
 from trainers.encoder import SpeechEncoder
 from trainers.finetune import FinetuneRecipe, finetune
 from trainers.inherit import Narrowing, inherit
-from trainers.metrics import Outcome, accuracy, bootstrap, draw_speakers, equal_error_rate
+from trainers.metrics import Outcome, Rate, changes, rates
 from trainers.scoring import score
 from trainers.student import Heads, Student
 from trainers.targets import Targets, prepare_targets
@@ -140,35 +140,19 @@ def _train(bench: Bench, setting: Setting, seed: int) -> Student:
     return student.folded()
 
 
-def compare(outcomes: list[Outcome], baseline: list[Outcome]) -> dict[str, dict[str, float]]:
-    """Mean change over the seeds, in points, with a paired interval over speakers and seeds."""
-    drawn = draw_speakers(baseline[0])
-    ours, theirs = ([bootstrap(outcome, drawn) for outcome in side] for side in (outcomes, baseline))
-    picked = np.random.default_rng(0).integers(len(outcomes), size=(len(drawn), len(outcomes)))
-    told = {}
-    for i, (name, rate) in enumerate({"accuracy": _accuracy, "eer": _eer}.items()):
-        differences = np.stack([a[i] - b[i] for a, b in zip(ours, theirs)], 1)
-        low, high = np.nanpercentile(np.take_along_axis(differences, picked, 1).mean(1), (2.5, 97.5))
-        value = np.mean([rate(a) - rate(b) for a, b in zip(outcomes, baseline)])
-        told[name] = {"value": float(value), "low": float(low), "high": float(high)}
-    return told
+def named(pair: tuple[Rate, Rate]) -> dict[str, dict[str, float]]:
+    return {name: dataclasses.asdict(rate) for name, rate in zip(("accuracy", "eer"), pair)}
 
 
-def _accuracy(outcome: Outcome) -> float:
-    return accuracy(outcome.correct)
-
-
-def _eer(outcome: Outcome) -> float:
-    return equal_error_rate(outcome.trial_scores, outcome.same)
-
-
-def table(rows: list[Mapping[str, Any]], base: Mapping[str, float], teacher: Teacher, setting: Setting, keywords: int) -> str:
+def table(
+    rows: list[Mapping[str, Any]], base: Mapping[str, Mapping[str, float]], teacher: Teacher, setting: Setting, keywords: int
+) -> str:
     def change(told: Mapping[str, float]) -> str:
         return f"{told['value']:+.1f} [{told['low']:+.1f}, {told['high']:+.1f}]"
 
     macs = cost(setting.architecture, teacher.geometry, keywords, WINDOW).total_macs
     lines = [
-        f"Defaults: {base['accuracy']:.1f} % keyword accuracy, {base['eer']:.1f} % EER ({macs / 1e6:.0f} M MACs a window, "
+        f"Defaults: {base['accuracy']['value']:.1f} % keyword accuracy, {base['eer']['value']:.1f} % EER ({macs / 1e6:.0f} M MACs, "
         f"{setting.distill.steps} + 2 x {setting.finetune.steps} updates of {setting.distill.batch} windows).",
         "",
         "| factor | instead | accuracy, points | EER, points | CPU time |",
@@ -208,18 +192,18 @@ def main() -> None:
         distill=DistillRecipe(steps=asked.steps, batch=asked.batch), finetune=FinetuneRecipe(steps=asked.steps, batch=asked.batch)
     )
     before = [outcome_of(bench, base, seed) for seed in SEEDS]
-    rates = {"accuracy": np.mean([_accuracy(o) for o, _ in before]), "eer": np.mean([_eer(o) for o, _ in before])}
-    print({name: round(float(value), 1) for name, value in rates.items()}, flush=True)
+    base_rates = named(rates(*(outcome for outcome, _ in before)))
+    print(json.dumps(base_rates), flush=True)
     rows = []
     for factor, settings in alternatives(base).items():
         for instead, setting in settings.items() if not asked.only or factor in asked.only else ():
             trained = [outcome_of(bench, setting, seed) for seed in SEEDS]
-            told = compare([o for o, _ in trained], [o for o, _ in before])
+            told = named(changes([outcome for outcome, _ in trained], [outcome for outcome, _ in before]))
             slower = sum(seconds for _, seconds in trained) / sum(seconds for _, seconds in before)
             rows.append({"factor": factor, "instead": instead, **told, "time": slower})
             print(json.dumps(rows[-1]), flush=True)
-    (asked.out / "recipe.json").write_text(json.dumps({"defaults": rates, "rows": rows}, indent=2, default=float) + "\n")
-    (asked.out / "recipe.md").write_text(table(rows, rates, teacher, base, len(corpus.keyword_labels)))
+    (asked.out / "recipe.json").write_text(json.dumps({"defaults": base_rates, "rows": rows}, indent=2) + "\n")
+    (asked.out / "recipe.md").write_text(table(rows, base_rates, teacher, base, len(corpus.keyword_labels)))
 
 
 if __name__ == "__main__":

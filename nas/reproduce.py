@@ -1,0 +1,256 @@
+"""`srlnas reproduce`: the paper's table (Kerpicci et al., arXiv 2210.16611) on any teacher and corpus.
+
+The teacher and its student, each tuned for one task, for both, and for both with the encoder frozen; beside them two networks that
+distil nothing: the student's architecture from scratch, and BC-ResNet. The teacher's rate and length are chosen by validation among
+several; all others have the defaults. Lives in a study folder: what `rows.jsonl` has is not trained again.
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from nas import cluster
+from nas.budget import append_line, parse_budget, read_lines
+from nas.config import StudyConfig
+from nas.connection import default_tracking_uri
+from nas.evaluate import Context, Start, Task, task_json
+from nas.finalise import equal_updates
+from nas.paper import build_table, log_rows, markdown
+from nas.progress import progress
+from nas.search import facts, prepare
+from nas.study import Study, create_study
+from nas.tracking import open_tracking
+from search_spaces.architecture import Architecture, Baseline, Network
+from search_spaces.catalog import paper_student
+
+EXPERIMENT_FILE, ROWS_FILE = "experiment.json", "rows.jsonl"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "joint": {},
+    "keywords alone": {"speakers": False},
+    "speakers alone": {"keywords": False},
+    "joint, encoder frozen": {"frozen": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """seeds: of every row. rates, lengths: the teacher's settings, each pair one; lengths are shares of the fine-tuning steps.
+    student: None is the paper's."""
+
+    seeds: int = 3
+    rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
+    lengths: tuple[float, ...] = (0.5, 1.0)
+    student: Architecture | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or not self.rates or min(*self.rates, *self.lengths, 1.0) <= 0:
+            raise ValueError("an experiment has at least one seed, and rates and lengths above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training: a line of the table for one seed, or one of the teacher's settings, which is not tested."""
+
+    name: str
+    model: str
+    variant: str
+    seed: int
+    architecture: Network
+    start: Start
+    distill_steps: int
+    finetune_steps: int
+    tuning: Mapping[str, Any]
+    splits: tuple[str, ...] = ("val", "test")
+
+
+class Reproduction:
+    """Trains rows in Ray workers; `rows.jsonl` is the truth."""
+
+    def __init__(self, context: Context, experiment: Experiment, workers: int, tick: Callable[[float, float], None]) -> None:
+        config = context.study.config
+        assert config.distill_steps and config.finetune_steps, "an experiment names its steps"
+        self.context, self.experiment, self.workers, self.tick = context, experiment, workers, tick
+        self.distill_steps, self.finetune_steps = config.distill_steps, config.finetune_steps
+
+    def run(self) -> list[dict[str, Any]]:
+        """All rows, the teacher's settings first. Students that share a distillation wait for the first of them."""
+        settings = list(self.settings())
+        self._train(settings)
+        rows = list(self.rows(self.best_setting()))
+        self._train([row for row in rows if row.variant == "joint"])
+        self._train(rows)
+        return self.done()
+
+    def settings(self) -> Iterator[Row]:
+        for rate, length in itertools.product(self.experiment.rates, self.experiment.lengths):
+            steps = max(1, round(length * self.finetune_steps))
+            yield self._teacher(f"setting-{rate:g}-{steps}", "joint", 0, {"rate": rate}, steps, splits=("val",))
+
+    def best_setting(self) -> Row:
+        """By the sum of keyword error and EER on validation speakers. Raises ValueError when none was trained."""
+        scores = {record["name"]: record["scores"] for record in self.done() if record["scores"]}
+        trained = [row for row in self.settings() if row.name in scores]
+        if not trained:
+            raise ValueError(
+                "no setting of the teacher could be trained: " + "; ".join(r["error"] or "" for r in self.done())[:300]
+            )
+        return min(trained, key=lambda row: scores[row.name]["keyword_error"] + scores[row.name]["eer"])
+
+    def rows(self, setting: Row) -> Iterator[Row]:
+        student = self.experiment.student or paper_student(self.context.teacher.architecture)
+        updates = equal_updates(self.distill_steps, self.finetune_steps)
+        for seed in range(self.experiment.seeds):
+            for variant, changes in VARIANTS.items():
+                tuning = {**setting.tuning, **changes}
+                yield self._teacher(f"teacher-{_slug(variant)}-{seed}", variant, seed, tuning, setting.finetune_steps)
+                yield Row(
+                    name=f"student-{_slug(variant)}-{seed}",
+                    model="student",
+                    variant=variant,
+                    seed=seed,
+                    architecture=student,
+                    start="kept layers",
+                    distill_steps=self.distill_steps,
+                    finetune_steps=self.finetune_steps,
+                    tuning=changes,
+                )
+            networks: dict[str, Network] = {"student from scratch": student, "BC-ResNet": Baseline()}
+            for model, network in networks.items():
+                yield Row(
+                    name=f"{_slug(model)}-{seed}",
+                    model=model,
+                    variant="joint",
+                    seed=seed,
+                    architecture=network,
+                    start="random",
+                    distill_steps=0,
+                    finetune_steps=updates,
+                    tuning={},
+                )
+
+    def _teacher(
+        self, name: str, variant: str, seed: int, tuning: Mapping[str, Any], steps: int, splits: tuple[str, ...] = ("val", "test")
+    ) -> Row:
+        return Row(
+            name=name,
+            model="teacher",
+            variant=variant,
+            seed=seed,
+            architecture=self.context.teacher.architecture,
+            start="teacher",
+            distill_steps=0,
+            finetune_steps=steps,
+            tuning=tuning,
+            splits=splits,
+        )
+
+    def done(self) -> list[dict[str, Any]]:
+        """The latest record of each row."""
+        records = read_lines(self.context.study.folder / ROWS_FILE)
+        return list({record["name"]: record for record in records}.values())
+
+    def _train(self, rows: Sequence[Row]) -> None:
+        trained = {record["name"] for record in self.done() if record["scores"]}
+        waiting = [row for row in rows if row.name not in trained]
+        total, running = len(waiting), dict[Any, tuple[Row, float]]()
+        config = self.context.study.config
+        remote = ray.remote(cluster.run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                row = waiting.pop(0)
+                running[remote.remote(task_json(self._task(row)))] = row, time.monotonic()
+            for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
+                row, began = running.pop(reference)
+                self._record(row, reference, time.monotonic() - began)
+            self.tick(total - len(waiting) - len(running), total)
+
+    def _record(self, row: Row, reference: Any, seconds: float) -> None:
+        try:
+            report: dict[str, Any] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            report = {"error": f"the worker died: {str(error).splitlines()[0]}"}
+        fields = {**dataclasses.asdict(row), "architecture": json.loads(row.architecture.to_json())}
+        append_line(
+            self.context.study.folder / ROWS_FILE,
+            {**fields, "scores": report.get("scores", {}), "error": report.get("error"), "seconds": seconds},
+        )
+        self.context.study.ledger.charge(row.model, seconds * max(self.context.study.config.cpus, self.context.study.config.gpus))
+
+    def _task(self, row: Row) -> Task:
+        return Task(
+            study=str(self.context.study.folder.resolve()),
+            name=row.name,
+            architecture=row.architecture.to_json(),
+            start=row.start,
+            distill_steps=row.distill_steps,
+            finetune_steps=row.finetune_steps,
+            splits=row.splits,
+            seed=row.seed,
+            tuning=dict(row.tuning),
+            distilled=f"seed-{row.seed}" if row.distill_steps else None,
+        )
+
+
+def _slug(text: str) -> str:
+    return text.lower().replace(",", "").replace(" ", "-")
+
+
+def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
+    """Runs or continues an experiment; writes paper.json and paper.md to the study folder, and both with all runs to MLflow.
+
+    Raises ValueError for what the user can mend.
+    """
+    config = study.config
+    budget = parse_budget(config.budget)
+    with study.locked():
+        cluster.connect(ray_address)
+        workers = cluster.workers(config, budget)
+        tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name)
+        status: Any = "FAILED"
+        try:
+            context = prepare(study, budget, console)
+            with progress(console, "trainings") as tick:
+                records = Reproduction(context, experiment, workers, tick).run()
+            table = build_table(study, records, facts(context), experiment.seeds)
+            study.write_json("paper.json", table)
+            (study.folder / "paper.md").write_text(markdown(table))
+            log_rows(tracking, records)
+            for name in ("paper.json", "paper.md"):
+                tracking.client.log_artifact(tracking.run_id, str(study.folder / name))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            with suppress(Exception):  # a server that went away must not hide what ended the run
+                tracking.finish(status)
+    return table
+
+
+def new_experiment(config: StudyConfig, experiment: Experiment) -> Study:
+    study = create_study(config)
+    study.write_json(EXPERIMENT_FILE, dataclasses.asdict(experiment))
+    return study
+
+
+def read_experiment(study: Study) -> Experiment:
+    """Raises ValueError where the study is a search."""
+    fields: dict[str, Any] | None = study.read_json(EXPERIMENT_FILE)
+    if fields is None:
+        name = study.config.name
+        raise ValueError(f"the study {name} is a search; continue it with `srlnas search --resume {name}`")
+    student = fields["student"]
+    return Experiment(
+        seeds=fields["seeds"],
+        rates=tuple(fields["rates"]),
+        lengths=tuple(fields["lengths"]),
+        student=Architecture.from_dict(student) if student else None,
+    )

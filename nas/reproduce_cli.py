@@ -1,0 +1,80 @@
+"""`srlnas reproduce`: the paper's table on one's own teacher and speech."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.options import INTERRUPTED, TrackingUri, numbers
+
+
+def reproduce(
+    name: Annotated[str, typer.Option(help="Name of the study folder.")] = "paper",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
+    ] = None,
+    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
+    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    student: Annotated[Path | None, typer.Option(help="JSON of an architecture; default: the paper's student.")] = None,
+    steps: Annotated[int, typer.Option(help="Fine-tuning steps.")] = 1000,
+    distill_steps: Annotated[int | None, typer.Option(help="Distillation steps; default: as many.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
+    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from.")] = "2e-4,5e-4,1e-3",
+    lengths: Annotated[str, typer.Option(help="The teacher's lengths to choose from, shares of the steps.")] = "0.5,1",
+    batch: Annotated[int, typer.Option(help="Windows an update.")] = 16,
+    target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
+    cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of one worker.")] = 0.0,
+    cache: Annotated[str, typer.Option(help="Folder for decoded audio and teacher states.")] = "studies/.cache",
+    resume: Annotated[str | None, typer.Option(help="Continue this experiment; other options are then its own.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run the paper's experiment: teacher and student, one task, both, frozen, from scratch, and BC-ResNet."""
+    from nas.config import StudyConfig
+    from nas.progress import console
+    from nas.reproduce import Experiment, new_experiment, read_experiment
+    from nas.reproduce import reproduce as run
+    from nas.search import check_config
+    from nas.study import open_study
+    from search_spaces.architecture import Architecture
+    from trainers.teacher_folder import absolute_source
+
+    if resume is not None:
+        study = open_study(resume)
+        experiment = read_experiment(study)
+    else:
+        experiment = Experiment(
+            seeds=seeds,
+            rates=numbers(rates, "--rates", float),
+            lengths=numbers(lengths, "--lengths", float),
+            student=Architecture.from_json(student.read_text()) if student else None,
+        )
+        config = StudyConfig(
+            name=name,
+            teacher=absolute_source(teacher),
+            data=tuple(str(Path(path).resolve()) for path in data or ()),
+            trials=str(Path(trials).resolve()) if trials else None,
+            noise=str(Path(noise).resolve()) if noise else None,
+            target=str(Path(target).resolve()) if target.endswith(".toml") else target,
+            budget="1gpu-days" if gpus else "1cpu-days",
+            distill_steps=distill_steps or steps,
+            finetune_steps=steps,
+            batch=batch,
+            cpus=cpus,
+            gpus=gpus,
+            tracking_uri=tracking_uri,
+            cache=str(Path(cache).resolve()),
+        )
+        check_config(config, ray_address)
+        study = new_experiment(config, experiment)
+    try:
+        run(study, experiment, console(), ray_address=ray_address)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; continue with:\n  srlnas reproduce --resume {study.config.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo((study.folder / "paper.md").read_text())
+    typer.echo(f"{study.folder}/paper.md, paper.json; runs in MLflow: srlnas ui")

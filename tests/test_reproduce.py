@@ -1,0 +1,106 @@
+"""The paper's table through the command line: real Ray, real MLflow, every row trained on a small spoken corpus."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from nas.reproduce import VARIANTS
+from trainers.synthetic import speak_corpus
+
+REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
+TINY = ("--name", "paper", "--steps", "2", "--seeds", "2", "--rates", "1e-3,5e-4", "--lengths", "1", "--batch", "4")
+
+
+def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*REPRODUCE, *arguments], cwd=folder, capture_output=True, text=True, timeout=560)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
+    """A working folder in which an experiment has ended."""
+    made = tmp_path_factory.mktemp("work")
+    speak_corpus(made / "spoken.parquet", speakers=10, clips_per_keyword=1)
+    run(made, *TINY, "--data", "spoken.parquet", "--teacher", str(teacher_folder))
+    return made
+
+
+@pytest.fixture
+def table(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "studies/paper/paper.json").read_text())
+    return content
+
+
+def test_every_row_stands_in_the_table(table: dict[str, Any]) -> None:
+    rows = {(row["model"], row["variant"]): row for row in table["rows"]}
+    assert set(rows) == {(model, variant) for model in ("teacher", "student") for variant in VARIANTS} | {
+        ("student from scratch", "joint"),
+        ("BC-ResNet", "joint"),
+    }
+    for (_, variant), row in rows.items():
+        assert ("accuracy" in row) == (variant != "speakers alone") and ("eer" in row) == (variant != "keywords alone")
+        assert ("min_dcf" in row) == ("eer" in row) and row["params"] > 0 and row["seconds"] > 0
+    joint = rows["student", "joint"]
+    assert joint["size_ratio"] == pytest.approx(joint["params"] / rows["teacher", "joint"]["params"])
+    scratch = rows["student from scratch", "joint"]["steps"]
+    assert 2 * scratch["finetune"] == 2 * joint["steps"]["finetune"] + joint["steps"]["distill"]
+    assert table["best_student"]["accuracy_change"] == joint["change"]["accuracy"]["value"]
+    assert table["best_student"]["eer_change_interval"][0] <= table["best_student"]["eer_change"]
+    assert table["teacher"]["params"] == rows["teacher", "joint"]["params"]
+
+
+def test_the_teachers_setting_is_the_best_by_validation_and_untested(folder: Path, table: dict[str, Any]) -> None:
+    settings = table["settings"]
+    assert [setting["rate"] for setting in settings] == [1e-3, 5e-4]
+    best = min(settings, key=lambda setting: 100 - setting["val_accuracy"] + setting["val_eer"])
+    tuned = next(row for row in table["rows"] if (row["model"], row["variant"]) == ("teacher", "joint"))
+    assert tuned["tuning"]["rate"] == best["rate"]
+    assert not list((folder / "studies/paper/students").glob("setting-*/outcome_test.npz"))
+
+
+def test_students_of_a_seed_share_a_distillation(folder: Path) -> None:
+    assert {path.name for path in (folder / "studies/paper/distilled").iterdir()} == {"seed-0.safetensors", "seed-1.safetensors"}
+
+
+def test_every_training_is_a_run(folder: Path) -> None:
+    client = MlflowClient(f"sqlite:///{folder}/srlnas.db")
+    experiment = client.get_experiment_by_name("paper")
+    assert experiment is not None
+    kinds = [run.data.tags.get("srlnas.kind") for run in client.search_runs([experiment.experiment_id])]
+    assert kinds.count("reproduction") == 2 + 2 * 10
+    parent = next(run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags)
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"paper.json", "paper.md"}
+
+
+def test_an_interrupted_experiment_trains_what_is_missing_alone(folder: Path) -> None:
+    path = folder / "studies/paper/rows.jsonl"
+    lines = path.read_text().splitlines()
+    before = (folder / "studies/paper/paper.json").read_text()
+    path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:20])  # the last line was torn
+    told = run(folder, "--resume", "paper").stdout
+    assert len(path.read_text().splitlines()) == len(lines) + 1  # with the torn one
+    assert "| BC-ResNet | joint |" in told
+    again = json.loads((folder / "studies/paper/paper.json").read_text())
+    for ours, theirs in zip(again["rows"], json.loads(before)["rows"], strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--rates", "fast"), "--rates is 'fast'"),
+        (("--seeds", "0"), "at least one seed"),
+        (("--resume", "nothing"), "there is no study 'nothing'"),
+        (("--data", "no.parquet"), "there is no file"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    done = run(tmp_path, *arguments, check=False)
+    assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "studies").exists()
