@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.data_cli import data_app
-from nas.options import INTERRUPTED, TrackingUri
+from nas.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe
 from nas.reproduce_cli import reproduce
 from nas.teacher_cli import teacher_app
 
@@ -49,7 +49,8 @@ def search(
         int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
     ] = None,
     finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
-    batch: Annotated[int, typer.Option(help="Windows an update.")] = 16,
+    recipe: RecipeFile = None,
+    batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
     gpus: Annotated[
         float | None, typer.Option(help="GPUs of one worker, fractions too; default: 0.5 with a GPU budget, else 0.")
@@ -94,13 +95,13 @@ def search(
             distill_steps=steps,
             finetune_steps=steps,
             finalists=finalists,
-            batch=batch,
             targets=targets,  # type: ignore[arg-type]  # checked by the configuration
             cpus=cpus,
             gpus=gpus if gpus is not None else 0.5 if parse_budget(budget).resource == "gpu" else 0.0,
             seed=seed,
             tracking_uri=tracking_uri,
             cache=str(Path(cache).resolve()),
+            recipe=read_recipe(recipe, batch),
         )
         check_config(config, ray_address)
         study = create_study(config)

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from trainers.recipe import Recipe
 from trainers.targets import Mode
 
 
@@ -19,8 +21,9 @@ class StudyConfig:
     budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of weights and activations).
     candidates: at most so many. distill_steps, finetune_steps: of a candidate; planned from the budget when None.
     full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
-    batch: windows an update. target_windows: at most so many windows of teacher states. cpus, gpus: of one worker.
+    target_windows: at most so many windows of teacher states. cpus, gpus: of one worker.
     cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
+    recipe: how everything is trained, a table of its own in the file.
     """
 
     name: str
@@ -39,7 +42,6 @@ class StudyConfig:
     finetune_steps: int | None = None
     full_length: float = 3.0
     finalists: int = 6
-    batch: int = 16
     targets: Mode = "auto"
     target_windows: int = 8000
     cpus: float = 1.0
@@ -47,21 +49,24 @@ class StudyConfig:
     seed: int = 0
     tracking_uri: str | None = None
     cache: str = "studies/.cache"
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field, least in (("full_length", 1), ("finalists", 1), ("batch", 2), ("target_windows", 1), ("cpus", 0.01)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; it is at least {least}")
-        for field in ("candidates", "distill_steps", "finetune_steps"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"{field} is {value}; it is at least 1")
+        for name, least in (("full_length", 1), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}")
+        for name in ("candidates", "distill_steps", "finetune_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
         if self.targets not in ("auto", "cached", "online"):
             raise ValueError(f"targets is {self.targets!r}; allowed are auto, cached, online")
 
     def write(self, path: Path) -> None:
         """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
-        lines = [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(self).items() if value is not None]
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        recipe = fields.pop("recipe")
+        lines = [*_toml(fields), "", "[recipe]", *_toml(recipe)]
         path.write_text("\n".join(lines) + "\n")
 
     @classmethod
@@ -74,7 +79,12 @@ class StudyConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
-        return cls(**{**fields, "data": tuple(fields.get("data", ()))})
+        recipe = Recipe.from_dict(fields.get("recipe", {}))
+        return cls(**{**fields, "data": tuple(fields.get("data", ())), "recipe": recipe})
+
+
+def _toml(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
 
 
 def check_name(name: str) -> None:

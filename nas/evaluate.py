@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deploy.target import Target, load_target
-from nas.config import StudyConfig
 from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
 from search_spaces.architecture import Baseline, Geometry, Network, network_from_dict
@@ -24,9 +23,9 @@ from search_spaces.cost import Cost, cost
 from trainers.baselines import counted_cost
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus, check_trainable, load_corpus
-from trainers.distill import DistillRecipe, distill
+from trainers.distill import distill
 from trainers.encoder import SpeechEncoder
-from trainers.finetune import FinetuneRecipe, finetune
+from trainers.finetune import finetune
 from trainers.inherit import inherit
 from trainers.metrics import Outcome, rates
 from trainers.precision import pick_device
@@ -52,7 +51,7 @@ class Task:
 
     study: absolute folder. name: of the student below its `students/`. start: from the kept teacher layers, at random, or the
     teacher itself. splits: those to score; `test` only once a study, for finalists and references.
-    tuning: fields of the fine-tuning recipe that differ from the default. distilled: name of the distilled student below the
+    tuning: fields of the recipe that differ from the study's. distilled: name of the distilled student below the
     study's `distilled/`, which the first task that asks for it makes, and others begin with.
     """
 
@@ -109,7 +108,7 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
         target=target,
         corpus=corpus,
         trials=trials,
-        augment=Augmentation(noise=noise),
+        augment=config.recipe.augmentation(noise),
         teacher=teacher,
         targets=targets,
         latency=LatencyModel(target=target, reference=study.folder / REFERENCE_FILE, reference_ms=reference_ms),
@@ -155,20 +154,22 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:
-    teacher = context.teacher
+    teacher, recipe = context.teacher, context.study.config.recipe
     student = Student(
         architecture,
         teacher.encoder.geometry if start == "teacher" else teacher.geometry,
         context.corpus.keyword_labels,
         predicted_layers=teacher.predicted_layers if distilled else (),
         target_width=teacher.architecture.width if distilled else 0,
+        heads=recipe.heads,
+        matching=recipe.matching,
         is_folded=False,
     )
     if start == "teacher":
         student.encoder.load_state_dict(teacher.encoder.state_dict())
     elif start == "kept layers":
         assert isinstance(student.encoder, SpeechEncoder), "a baseline inherits nothing"
-        inherit(student.encoder, teacher.encoder)
+        inherit(student.encoder, teacher.encoder, recipe.narrowing)
     return student
 
 
@@ -180,13 +181,21 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
     def tell(offset: int, weight: int) -> Callable[[int, int], None] | None:
         return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
 
-    distilling, finetuning = recipes_of(config, task.distill_steps, task.finetune_steps)
-    finetuning = dataclasses.replace(finetuning, **task.tuning)
+    recipe = dataclasses.replace(config.recipe, **task.tuning)
     kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
     if kept and kept.is_file():
         student.load_state_dict(load_file(kept))
     elif task.distill_steps:
-        distill(student, context.targets, distilling, augment=context.augment, seed=task.seed, device=device, progress=tell(0, 1))
+        distill(
+            student,
+            context.targets,
+            recipe,
+            steps=task.distill_steps,
+            augment=context.augment,
+            seed=task.seed,
+            device=device,
+            progress=tell(0, 1),
+        )
         if kept:
             kept.parent.mkdir(exist_ok=True)
             part = kept.with_name(f"{kept.name}.{os.getpid()}")
@@ -195,7 +204,8 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
     finetune(
         student,
         context.corpus,
-        finetuning,
+        recipe,
+        steps=task.finetune_steps,
         window=context.target.window,
         augment=context.augment,
         seed=task.seed + 1,
@@ -203,10 +213,6 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
         targets=context.targets,
         progress=tell(task.distill_steps, 2),
     )
-
-
-def recipes_of(config: StudyConfig, distill_steps: int, finetune_steps: int) -> tuple[DistillRecipe, FinetuneRecipe]:
-    return DistillRecipe(steps=distill_steps, batch=config.batch), FinetuneRecipe(steps=finetune_steps, batch=config.batch)
 
 
 def tightest(*limits: float | None) -> float | None:

@@ -108,7 +108,7 @@ class Exploration:
             study=str(study.folder.resolve()),
             name=f"candidate-{number}",
             architecture=architecture.to_json(),
-            start="kept layers",
+            start=self.context.study.config.recipe.start,
             distill_steps=self.plan.distill_steps,
             finetune_steps=self.plan.finetune_steps,
             splits=("val",),

@@ -17,7 +17,7 @@ import ray
 from nas.budget import Budget, append_line, read_lines
 from nas.candidates import Candidate
 from nas.cluster import run_task
-from nas.evaluate import Context, Start, Task, recipes_of, task_json
+from nas.evaluate import Context, Start, Task, task_json
 from nas.pareto import knee, non_dominated
 from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
 from nas.searcher import values_of
@@ -158,7 +158,7 @@ class Finals:
                 name="paper-student",
                 role="paper's student",
                 architecture=paper,
-                start="kept layers",
+                start=self.context.study.config.recipe.start,
                 distill_steps=distill,
                 finetune_steps=steps,
             ),
@@ -178,7 +178,7 @@ class Finals:
                 name=f"final-{candidate.number}",
                 role="finalist",
                 architecture=candidate.architecture,
-                start="kept layers",
+                start=self.context.study.config.recipe.start,
                 distill_steps=self._distill_steps(steps),
                 finetune_steps=steps,
                 candidate=candidate.number,
@@ -272,9 +272,9 @@ class Finals:
         context, config = self.context, self.context.study.config
         cache = Path(config.cache)
         files = [content_hash(Path(path), cache) for path in (config.trials, config.noise) if path]
-        recipes = [asdict(recipe) for recipe in recipes_of(config, final.distill_steps, final.finetune_steps)]
+        recipe = [asdict(config.recipe), final.distill_steps, final.finetune_steps]
         data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
-        what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipes, data]
+        what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipe, data]
         return cache / "references" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def _cached(self, final: Final) -> dict[str, Any] | None:

@@ -1,14 +1,22 @@
 """What several command groups share."""
 
+import tomllib
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from trainers.recipe import Recipe
 
 Number = TypeVar("Number", int, float)
 
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server or database; default: srlnas.db (sqlite) in the working folder.")
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")
 ]
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
@@ -19,3 +27,16 @@ def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Numb
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} is {text!r}; write numbers with commas, as 3000,8000 or 1,0.9") from None
+
+
+def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
+    """The defaults, changed by a file and by --batch. Raises ValueError on what is not a recipe."""
+    from trainers.recipe import Recipe
+
+    try:
+        fields = tomllib.loads(file.read_text()) if file else {}
+    except FileNotFoundError:
+        raise ValueError(f"there is no recipe {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not TOML: {error}") from None
+    return Recipe.from_dict(fields | ({"batch": batch} if batch is not None else {}))

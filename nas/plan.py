@@ -72,14 +72,14 @@ def probe(context: Context, space: SearchSpace) -> Pace:
             task = _probe_task(steps)
             started = time.monotonic()
             train(context, student, task)
-        seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.batch)
+        seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.recipe.batch)
         rows.append([1.0, cost_of(context, architecture).total_macs])
         times.append(seconds)
     scale = np.array(times)[:, None]
     (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
     splits = [context.corpus.rows("val", with_keyword=True), context.trials["val"].enrol, context.trials["val"].test]
     scored = len(np.unique(np.concatenate(splits)))
-    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, batch=context.study.config.batch)
+    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, batch=context.study.config.recipe.batch)
 
 
 def _probe_task(steps: int) -> Task:

@@ -117,7 +117,7 @@ class Reproduction:
                     variant=variant,
                     seed=seed,
                     architecture=student,
-                    start="kept layers",
+                    start=self.context.study.config.recipe.start,
                     distill_steps=self.distill_steps,
                     finetune_steps=self.finetune_steps,
                     tuning=changes,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nas.options import INTERRUPTED, TrackingUri, numbers
+from nas.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe
 
 
 def reproduce(
@@ -22,7 +22,8 @@ def reproduce(
     seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
     rates: Annotated[str, typer.Option(help="The teacher's rates to choose from.")] = "2e-4,5e-4,1e-3",
     lengths: Annotated[str, typer.Option(help="The teacher's lengths to choose from, shares of the steps.")] = "0.5,1",
-    batch: Annotated[int, typer.Option(help="Windows an update.")] = 16,
+    recipe: RecipeFile = None,
+    batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
     target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
     cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
     gpus: Annotated[float, typer.Option(help="GPUs of one worker.")] = 0.0,
@@ -63,11 +64,11 @@ def reproduce(
             budget="1gpu-days" if gpus else "1cpu-days",
             distill_steps=distill_steps or steps,
             finetune_steps=steps,
-            batch=batch,
             cpus=cpus,
             gpus=gpus,
             tracking_uri=tracking_uri,
             cache=str(Path(cache).resolve()),
+            recipe=read_recipe(recipe, batch),
         )
         check_config(config, ray_address)
         study = new_experiment(config, experiment)

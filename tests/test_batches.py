@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.batches import Augmentation, by_length, cut, random_start, shuffled, training_windows, window_starts
+from trainers.batches import Augmentation, by_length, cut, equalized, random_start, shuffled, training_windows, window_starts
 from trainers.corpora import Corpus
 
 WINDOW = 4880  # 15 frames
@@ -187,3 +187,16 @@ def test_a_clip_at_another_speed_fills_the_window(tiny_corpus: Corpus) -> None:
         if speed == 1.0:
             original = peak
     np.testing.assert_allclose(peak, 1.25 * original, rtol=0.2)
+
+
+def test_an_equaliser_tilts_the_spectrum_as_far_as_it_is_told_and_moves_nothing() -> None:
+    click = np.zeros(4880, np.float32)
+    click[2000] = 1.0
+    hertz = np.fft.rfftfreq(4880, 1 / 16_000)
+    steps = []
+    for seed in range(200):
+        gains = 20 * np.log10(np.abs(np.fft.rfft(equalized(click, 3.0, rng(seed)))) + 1e-9)
+        octaves = [gains[np.argmin(np.abs(hertz - 8000 / 2**i))] for i in range(8)]
+        steps.append(np.diff(octaves))
+    assert np.std(steps) == pytest.approx(3.0, rel=0.15) and abs(np.mean(steps)) < 0.5
+    assert np.abs(equalized(click, 3.0, rng())).argmax() == 2000

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from search_spaces.architecture import Architecture
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
-from trainers.distill import CLIP_NORM, DistillRecipe, distill, distillation_loss, update, warm_up
+from trainers.distill import CLIP_NORM, distill, distillation_loss, update, warm_up
+from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import Targets, prepare_targets
 from trainers.teacher import Teacher
@@ -36,8 +37,8 @@ def student(teacher: Teacher, stride: int = 1, seed: int = 0) -> Student:
 
 
 def trained(targets: Targets, seed: int = 0, steps: int = 30, stride: int = 1) -> list[float]:
-    recipe = DistillRecipe(steps=steps, batch=8, rate=3e-3)
-    return distill(student(targets.teacher, stride), targets, recipe, augment=Augmentation(), seed=seed, device=CPU)
+    recipe = Recipe(batch=8, distill_rate=3e-3)
+    return distill(student(targets.teacher, stride), targets, recipe, steps=steps, augment=Augmentation(), seed=seed, device=CPU)
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,9 +94,9 @@ def test_cached_and_online_targets_train_alike(targets: Targets) -> None:
 
 def test_progress_hears_every_step(targets: Targets) -> None:
     told: list[tuple[int, int]] = []
-    recipe = DistillRecipe(steps=3, batch=2)
+    recipe = Recipe(batch=2)
     pupil = student(targets.teacher)
-    distill(pupil, targets, recipe, augment=Augmentation(), seed=0, device=CPU, progress=lambda *step: told.append(step))
+    distill(pupil, targets, recipe, steps=3, augment=Augmentation(), seed=0, device=CPU, progress=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -110,7 +111,7 @@ def test_a_student_that_diverges_stops(targets: Targets) -> None:
     pupil = student(targets.teacher)
     pupil.encoder.projection.bias.data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="the loss became nan"):
-        distill(pupil, targets, DistillRecipe(steps=3, batch=2), augment=Augmentation(), seed=0, device=CPU)
+        distill(pupil, targets, Recipe(batch=2), steps=3, augment=Augmentation(), seed=0, device=CPU)
 
 
 def test_an_update_is_clipped() -> None:

@@ -13,7 +13,8 @@ from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
 from trainers.distill import distillation_losses
-from trainers.finetune import AdditiveAngularSoftmax, AngularSoftmax, FinetuneRecipe, finetune
+from trainers.finetune import AdditiveAngularSoftmax, AngularSoftmax, finetune
+from trainers.recipe import Recipe
 from trainers.scoring import hear
 from trainers.student import Student
 from trainers.targets import prepare_targets
@@ -43,9 +44,9 @@ def student(keywords: tuple[str, ...] = ("fall", "flat", "rise"), **options: Any
 
 def tuned(built: Student, corpus: Corpus, steps: int, seed: int = 0, **options: Any) -> list[tuple[float, ...]]:
     options = {"augment": Augmentation(gain_db=3.0, snr_db=(20.0, 30.0)), **options}
-    known = {name: options.pop(name) for name in list(options) if hasattr(FinetuneRecipe, name)}
-    recipe = FinetuneRecipe(**{"steps": steps, "batch": 16, "rate": 3e-3, **known})
-    return finetune(built, corpus, recipe, window=WINDOW, seed=seed, device=CPU, **options)
+    known = {name: options.pop(name) for name in list(options) if hasattr(Recipe, name)}
+    recipe = Recipe(**{"rate": 3e-3, **known})
+    return finetune(built, corpus, recipe, steps=steps, window=WINDOW, seed=seed, device=CPU, **options)
 
 
 def psi(angle: float, margin: int) -> float:

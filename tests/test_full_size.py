@@ -11,9 +11,10 @@ from deploy.export import export_onnx, parity
 from search_spaces.catalog import paper_student
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
-from trainers.distill import DistillRecipe, distill
-from trainers.finetune import FinetuneRecipe, finetune
+from trainers.distill import distill
+from trainers.finetune import finetune
 from trainers.inherit import inherit
+from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import prepare_targets
 from trainers.teacher import describe_teacher, load_teacher
@@ -51,10 +52,9 @@ def test_a_base_teacher_goes_the_whole_way(family: str, tiny_corpus: Corpus, tmp
         is_folded=False,
     )
     inherit(student.encoder, teacher.encoder)
-    losses = distill(student, targets, DistillRecipe(steps=3, batch=4, rate=2e-4), augment=Augmentation(), seed=0, device=CPU)
+    losses = distill(student, targets, Recipe(batch=4, distill_rate=2e-4), steps=3, augment=Augmentation(), seed=0, device=CPU)
     assert losses[-1] < losses[0]
-    recipe = FinetuneRecipe(steps=2, batch=4)
-    tuned = finetune(student, tiny_corpus, recipe, window=WINDOW, augment=Augmentation(), seed=0, device=CPU)
+    tuned = finetune(student, tiny_corpus, Recipe(batch=4), steps=2, window=WINDOW, augment=Augmentation(), seed=0, device=CPU)
     assert np.isfinite(tuned).all()
     folded = student.folded()
     assert 23e6 < sum(weight.numel() for weight in folded.parameters()) < 24e6

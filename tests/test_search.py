@@ -99,7 +99,7 @@ def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], 
     client = MlflowClient(f"sqlite:///{searched[0]}/srlnas.db")
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], max_results=100)
     kinds = [run.data.tags["srlnas.kind"] for run in runs]
-    assert kinds.count("study") == 1 and kinds.count("reference") == 3 and kinds.count("finalist") == 3
+    assert kinds.count("study") == 1 and kinds.count("reference") == 4 and kinds.count("finalist") == 3
     recorded = (searched[0] / "studies/small/candidates.jsonl").read_text().splitlines()
     assert kinds.count("search") == len({json.loads(line)["number"] for line in recorded})
     for member in front["members"]:

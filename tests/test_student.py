@@ -186,3 +186,15 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path / "file"):
         with pytest.raises(ValueError, match=r"is not a student: architecture\.json is missing"):
             load_student(path)
+
+
+def test_layer_to_layer_each_layer_is_predicted_from_the_state_as_far_up() -> None:
+    built = student(**PREDICTING, heads="mean", matching="layer to layer")
+    for layer in built.predictions:
+        assert isinstance(layer, nn.Linear)
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    audio = noise(2, 4880)
+    states, predicted = built.encoder(audio), built.predict_teacher(audio, 15)  # two layers for the teacher's six
+    for at, prediction in zip((1, 2, 2), predicted, strict=True):
+        torch.testing.assert_close(prediction, states[at][..., :10])

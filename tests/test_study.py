@@ -31,7 +31,9 @@ def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -
         StudyConfig.read(tmp_path / "study.toml")
 
 
-@pytest.mark.parametrize("fields", [{"batch": 1}, {"finalists": 0}, {"candidates": 0}, {"targets": "later"}, {"name": "../a"}])
+@pytest.mark.parametrize(
+    "fields", [{"target_windows": 0}, {"finalists": 0}, {"candidates": 0}, {"targets": "later"}, {"name": "../a"}]
+)
 def test_values_out_of_range_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         StudyConfig(**{"name": "a", **fields})  # type: ignore[arg-type]

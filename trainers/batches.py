@@ -15,6 +15,7 @@ from trainers.corpora import Corpus
 
 Ints = NDArray[np.integer]
 Rng = np.random.Generator
+OCTAVES = 8  # of an equaliser, 62 Hz to 8 kHz
 
 
 def cut(corpus: Corpus, row: int, start: int, window: int) -> NDArray[np.float32]:
@@ -60,23 +61,26 @@ def random_start(length: int, window: int, rng: Rng) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What a training window goes through: a gain, noise at a random signal-to-noise ratio, and masks.
+    """What a training window goes through: an equaliser, a gain, noise at a random signal-to-noise ratio, and masks.
 
-    Noise is a piece of the `noise` corpus, or white noise coloured at random where there is none. mask_share: of windows in which
-    a band of frequencies and two spans of time fall silent (SpecAugment, arXiv 1904.08779, on the waveform: every front end
-    hears it).
+    Noise is a piece of the `noise` corpus, or white noise coloured at random where there is none. equalizer_db: see `equalized`.
+    mask_share: of windows in which a band of frequencies and two spans of time fall silent (SpecAugment, arXiv 1904.08779, on the
+    waveform: every front end hears it).
     """
 
     noise: Corpus | None = None
     gain_db: float = 6.0
     noise_share: float = 0.5
     snr_db: tuple[float, float] = (5.0, 25.0)
+    equalizer_db: float = 0.0
     mask_share: float = 0.0
 
     def __call__(self, windows: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]:
         """(batch, samples) -> the same shape."""
         gains = 10 ** (rng.uniform(-self.gain_db, self.gain_db, (len(windows), 1)) / 20)
         heard: NDArray[np.float32] = windows.astype(np.float32)
+        if self.equalizer_db:
+            heard = np.stack([equalized(samples, self.equalizer_db, rng) for samples in heard])
         for row in np.flatnonzero(rng.random(len(windows)) < self.noise_share):
             level = 10 ** (-rng.uniform(*self.snr_db) / 20) * np.sqrt(np.mean(windows[row] ** 2))
             heard[row] += self._noise(windows.shape[1], rng) * level
@@ -95,6 +99,16 @@ class Augmentation:
             noise = np.fft.irfft(spectrum * tilt, samples).astype(np.float32)
         noise /= np.sqrt(np.mean(noise**2)) + 1e-9
         return noise
+
+
+def equalized(samples: NDArray[np.float32], decibels: float, rng: Rng) -> NDArray[np.float32]:
+    """(samples,) as another microphone in another room hears them: from octave to octave the gain takes a random step of that
+    standard deviation."""
+    octaves = np.log2(SAMPLE_RATE / 2) - np.arange(OCTAVES)[::-1]
+    gains = np.cumsum(rng.normal(0, decibels, OCTAVES))
+    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    curve = np.interp(np.log2(np.maximum(hertz, 1)), octaves, gains - gains.mean())
+    return np.asarray(np.fft.irfft(np.fft.rfft(samples) * 10 ** (curve / 20), len(samples)), np.float32)
 
 
 def masked(samples: NDArray[np.float32], rng: Rng) -> NDArray[np.float32]:

@@ -1,7 +1,6 @@
 """Distillation: the student learns to predict the teacher's hidden states (Kerpicci et al., arXiv 2210.16611)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from trainers.batches import Augmentation, Rng, shuffled
 from trainers.precision import autocast
+from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import Targets
 
@@ -31,20 +31,12 @@ def warm_up(optimizer: torch.optim.Optimizer, steps: int, share: float = 0.1) ->
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillRecipe:
-    """steps: updates. batch: windows an update. rate: AdamW's."""
-
-    steps: int
-    batch: int
-    rate: float = 1e-3
-
-
 def distill(
     student: Student,
     targets: Targets,
-    recipe: DistillRecipe,
+    recipe: Recipe,
     *,
+    steps: int,
     augment: Augmentation,
     seed: int,
     device: torch.device,
@@ -53,17 +45,17 @@ def distill(
     """Trains the student in place; returns the loss of every step. What the student hears is augmented, its targets are clean."""
     rng = np.random.default_rng(seed)
     student.to(device).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.rate, weight_decay=0.01)
-    schedule = warm_up(optimizer, recipe.steps)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.distill_rate, weight_decay=0.01)
+    schedule = warm_up(optimizer, steps)
     computed = distillation_losses(student, targets, recipe.batch, augment, rng, device)
     losses = []
-    for step in range(recipe.steps):
+    for step in range(steps):
         loss = next(computed)
         update(student, optimizer, loss)
         schedule.step()
         losses.append(loss.item())
         if progress:
-            progress(step + 1, recipe.steps)
+            progress(step + 1, steps)
     return losses
 
 

@@ -1,10 +1,10 @@
 """Joint fine-tuning on both tasks: a keyword batch, then a speaker batch, each an update of all parameters (arXiv 2210.16611)."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from trainers.batches import Augmentation, Rng, by_length, shuffled, training_wi
 from trainers.corpora import Corpus
 from trainers.distill import distillation_losses, update
 from trainers.precision import autocast
+from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import Targets
 
 Progress = Callable[[int, int], None]
-Margin = Literal["angular", "additive"]
 ADDITIVE_MARGIN = 0.2
 
 
@@ -59,34 +59,12 @@ class AdditiveAngularSoftmax(AngularSoftmax):
         return torch.where(wider_b < math.pi, wider_b.cos(), -1 - (wider_b - math.pi))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe:
-    """steps: pairs of a keyword and a speaker update. batch: windows an update. rate: Adam's at its height, decayed by a cosine.
-
-    front_rate: the convolutions' rate over all others'. speeds: one is drawn for every window; speaker_speeds: likewise, but a
-    speaker at another speed is another speaker, as in Yamamoto et al. (Interspeech 2019). distilling: weight of the distillation
-    loss that is added to the speaker's (OS-KDFT, arXiv 2305.17394). keywords, speakers: the tasks; with one alone a step is one
-    update. frozen: the heads alone are trained.
-    """
-
-    steps: int
-    batch: int
-    rate: float = 5e-4
-    front_rate: float = 1.0
-    margin: Margin = "angular"
-    speeds: tuple[float, ...] = (1.0,)
-    speaker_speeds: tuple[float, ...] = (1.0,)
-    distilling: float = 0.0
-    keywords: bool = True
-    speakers: bool = True
-    frozen: bool = False
-
-
 def finetune(
     student: Student,
     corpus: Corpus,
-    recipe: FinetuneRecipe,
+    recipe: Recipe,
     *,
+    steps: int,
     window: int,
     augment: Augmentation,
     seed: int,
@@ -96,6 +74,7 @@ def finetune(
 ) -> list[tuple[float, ...]]:
     """Trains the student in place on the corpus' train split; returns each task's loss of every step, keywords first.
 
+    steps: of one update a task each.
     targets: of the distillation loss, where the recipe keeps it.
     """
     rng = np.random.default_rng(seed)
@@ -107,26 +86,28 @@ def finetune(
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
     angular = kind(count, generator=torch.Generator().manual_seed(seed)).to(device)
     kept = distillation_losses(student, targets, recipe.batch, augment, rng, device) if recipe.distilling and targets else None
-    optimizer, schedule = _optimizer(student, angular, recipe)
+    optimizer, schedule = _optimizer(student, angular, recipe, steps)
 
-    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
+
+    def forward(batch: Batch, augment: Augmentation) -> tuple[Tensor, Tensor, Tensor]:
         audio = training_windows(corpus, batch.rows, window, rng, augment, speeds=batch.speeds).to(device)
         with autocast(device):
             logits, embedding = student(audio)
         return logits.float(), embedding.float(), torch.tensor(batch.labels, device=device)
 
     def keyword_loss() -> Tensor:
-        logits, _, wanted = forward(next(keywords))
+        logits, _, wanted = forward(next(keywords), changing)
         return F.cross_entropy(logits, wanted)
 
     def speaker_loss() -> Tensor:
-        _, embedding, wanted = forward(next(speakers))
+        _, embedding, wanted = forward(next(speakers), augment)
         loss: Tensor = angular(embedding, wanted)
         return loss + recipe.distilling * next(kept) if kept else loss
 
     tasks = [loss for loss, is_asked in ((keyword_loss, recipe.keywords), (speaker_loss, recipe.speakers)) if is_asked]
     losses = []
-    for step in range(recipe.steps):
+    for step in range(steps):
         computed = []
         for task in tasks:
             loss = task()
@@ -135,7 +116,7 @@ def finetune(
             computed.append(loss.item())
         losses.append(tuple(computed))
         if progress:
-            progress(step + 1, recipe.steps)
+            progress(step + 1, steps)
     return losses
 
 
@@ -155,7 +136,7 @@ class Batch:
     labels: list[int]
 
 
-def _keyword_batches(student: Student, corpus: Corpus, recipe: FinetuneRecipe, rng: Rng) -> Iterator[Batch]:
+def _keyword_batches(student: Student, corpus: Corpus, recipe: Recipe, rng: Rng) -> Iterator[Batch]:
     labels = {keyword: i for i, keyword in enumerate(student.keywords)}
     clips = shuffled(corpus.rows("train", with_keyword=True), rng)
     while True:
@@ -164,7 +145,7 @@ def _keyword_batches(student: Student, corpus: Corpus, recipe: FinetuneRecipe, r
         yield Batch(rows=rows, speeds=speeds, labels=[labels[corpus.keywords[row]] for row in rows])
 
 
-def _speaker_batches(corpus: Corpus, recipe: FinetuneRecipe, window: int, rng: Rng) -> tuple[Iterator[Batch], int]:
+def _speaker_batches(corpus: Corpus, recipe: Recipe, window: int, rng: Rng) -> tuple[Iterator[Batch], int]:
     """Batches for ever, and the number of classes: speakers times speeds."""
     rows_of_speakers = corpus.rows("train", with_speaker=True)
     speakers = {name: i for i, name in enumerate(np.unique(corpus.speakers[rows_of_speakers].astype(str)))}
@@ -180,7 +161,7 @@ def _speaker_batches(corpus: Corpus, recipe: FinetuneRecipe, window: int, rng: R
 
 
 def _optimizer(
-    student: Student, angular: AngularSoftmax, recipe: FinetuneRecipe
+    student: Student, angular: AngularSoftmax, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front")}
     groups = [[p for name, p in student.named_parameters() if (name in front) == is_front] for is_front in (True, False)]
@@ -189,5 +170,5 @@ def _optimizer(
         [{"params": params, "lr": rate} for params, rate in zip((groups[0], [*groups[1], *angular.parameters()]), rates)]
     )
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=(recipe.keywords + recipe.speakers) * recipe.steps + 1, pct_start=0.15, cycle_momentum=False
+        optimizer, rates, total_steps=(recipe.keywords + recipe.speakers) * steps + 1, pct_start=0.15, cycle_momentum=False
     )

@@ -5,6 +5,7 @@ On disk it is a folder: `architecture.json` (architecture, geometry, keywords) a
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 Heads = Literal["predictions", "mean", "mean and deviation"]
+Matching = Literal["last state", "layer to layer"]
 SMALLEST_VARIANCE = 1e-5
 
 
@@ -35,6 +37,7 @@ class Student(nn.Module):
     heads: the same function with fewer weights. A folded student is what is scored, saved and exported.
 
     heads: read the predictions, or the encoder's mean over time, or its mean and standard deviation.
+    matching: the last state predicts every layer, or the state as far up the student as the layer is up the teacher.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class Student(nn.Module):
         predicted_layers: tuple[int, ...] = (),
         target_width: int = 0,
         heads: Heads = "predictions",
+        matching: Matching = "last state",
         is_folded: bool = True,
     ) -> None:
         super().__init__()
         assert not (is_folded and predicted_layers), "a folded student has no prediction layers"
         self.keywords, self.predicted_layers, self.target_width = keywords, predicted_layers, target_width
-        self.encoder = new_encoder(architecture, geometry)
+        self.encoder, self.matching = new_encoder(architecture, geometry), matching
         predicted = target_width * (architecture.frame_stride if isinstance(architecture, Architecture) else 1)
         self.predictions = nn.ModuleList(nn.Linear(architecture.width, predicted) for _ in predicted_layers)
         self.heads: Heads = heads if predicted_layers or heads == "mean and deviation" else "mean"
@@ -67,8 +71,15 @@ class Student(nn.Module):
 
     def predict_teacher(self, x_bn: Tensor, frames: int) -> list[Tensor]:
         """(batch, samples) -> for each predicted layer (batch, frames, target_width) at 50 frames/s."""
-        state_bsw = self.encoder(x_bn)[-1]
-        return [layer(state_bsw).unflatten(-1, (-1, self.target_width)).flatten(1, 2)[:, :frames] for layer in self.predictions]
+        states = self.encoder(x_bn)
+        predicted = [layer(states[at]) for layer, at in zip(self.predictions, self._predicting(len(states) - 1))]
+        return [state_bsk.unflatten(-1, (-1, self.target_width)).flatten(1, 2)[:, :frames] for state_bsk in predicted]
+
+    def _predicting(self, depth: int) -> list[int]:
+        """The number of the state that predicts, for each predicted layer."""
+        if self.matching == "last state":
+            return [depth] * len(self.predicted_layers)
+        return [math.ceil(depth * layer / self.predicted_layers[-1]) for layer in self.predicted_layers]
 
     def forward(self, x_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""

@@ -9,25 +9,25 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
-from trainers.batches import Augmentation
 from trainers.corpora import Corpus, load_corpus
-from trainers.distill import DistillRecipe, distill
+from trainers.distill import distill
 from trainers.encoder import SpeechEncoder
-from trainers.finetune import FinetuneRecipe, finetune
-from trainers.inherit import Narrowing, inherit
+from trainers.finetune import finetune
+from trainers.inherit import inherit
 from trainers.metrics import Outcome, Rate, changes, rates
+from trainers.recipe import Recipe
 from trainers.scoring import score
-from trainers.student import Heads, Student
+from trainers.student import Student
 from trainers.targets import Targets, prepare_targets
 from trainers.teacher import Teacher, load_teacher
 from trainers.trials import Trials, load_trials
@@ -43,15 +43,10 @@ SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One recipe; the defaults are those of the project."""
+    """An architecture and how it is trained."""
 
     architecture: Architecture = WAVE
-    start: Literal["kept layers", "random"] = "kept layers"
-    narrowing: Narrowing = "importance"
-    heads: Heads = "predictions"
-    mask_share: float = 0.0
-    distill: DistillRecipe
-    finetune: FinetuneRecipe
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,38 +56,39 @@ class Bench:
     noise: Corpus | None
     teacher: Teacher
     targets: Targets
+    steps: int
     out: Path
 
 
-def alternatives(base: Setting) -> dict[str, dict[str, Setting]]:
-    """By factor and name; at most ten factors."""
+def alternatives() -> dict[tuple[str, str], Setting]:
+    """By factor and what is tried instead of the default: ten comparisons."""
 
     def changed(**changes: Any) -> Setting:
-        return dataclasses.replace(base, **changes)
-
-    def tuned(**changes: Any) -> Setting:
-        return dataclasses.replace(base, finetune=dataclasses.replace(base.finetune, **changes))
+        return Setting(recipe=dataclasses.replace(Recipe(), **changes))
 
     return {
-        "start": {
-            "evenly spread layers": changed(architecture=dataclasses.replace(WAVE, kept_layers=(3, 6))),
-            "random": changed(start="random"),
-        },
-        "narrower by": {"prefix": changed(narrowing="prefix"), "random": changed(narrowing="random")},
-        "heads read": {"mean of the encoder": changed(heads="mean"), "mean and deviation": changed(heads="mean and deviation")},
-        "margin": {"additive angular": tuned(margin="additive")},
-        "speeds": {"0.85 to 1.15": tuned(speeds=SPEEDS)},
-        "speakers at 0.9 and 1.1 are others": {"yes": tuned(speaker_speeds=(1.0, 0.9, 1.1))},
-        "masks": {"half of the windows": changed(mask_share=0.5)},
-        "distillation kept on": {"weight 1": tuned(distilling=1.0)},
-        "front end's rate": {"a tenth": tuned(front_rate=0.1)},
-        "front end": {"mel, equal MACs": changed(architecture=MEL)},
+        ("start", "evenly spread layers"): Setting(architecture=dataclasses.replace(WAVE, kept_layers=(3, 6))),
+        ("start", "random"): changed(start="random"),
+        ("target", "layer to layer, heads read the encoder"): changed(matching="layer to layer", heads="mean"),
+        ("heads read", "mean of the encoder"): changed(heads="mean"),
+        ("heads read", "mean and deviation of the encoder"): changed(heads="mean and deviation"),
+        ("margin", "additive angular"): changed(margin="additive"),
+        ("speed", "0.85 to 1.15; speakers at 0.9 and 1.1 are others"): changed(speeds=SPEEDS, speaker_speeds=(1.0, 0.9, 1.1)),
+        ("masks and equaliser", "in half of the windows; 3 dB an octave"): changed(mask_share=0.5, equalizer_db=3.0),
+        ("distillation kept on", "weight 1"): changed(distilling=1.0),
+        ("front end", "mel, equal MACs"): Setting(architecture=MEL),
     }
 
 
 def outcome_of(bench: Bench, setting: Setting, seed: int) -> tuple[Outcome, float]:
     """Validation outcome of one training, and its seconds of CPU; from the folder where it was trained before."""
-    asked = {**_described(setting), "seed": seed, "teacher": bench.teacher.digest, "corpus": bench.corpus.digest}
+    asked = {
+        **_described(setting),
+        "steps": bench.steps,
+        "seed": seed,
+        "teacher": bench.teacher.digest,
+        "corpus": bench.corpus.digest,
+    }
     path = bench.out / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}.npz"
     if not path.is_file():
         started = time.process_time()
@@ -107,36 +103,28 @@ def outcome_of(bench: Bench, setting: Setting, seed: int) -> tuple[Outcome, floa
 
 
 def _described(setting: Setting) -> dict[str, Any]:
-    return {**dataclasses.asdict(setting), "architecture": json.loads(setting.architecture.to_json())}
+    return {"recipe": dataclasses.asdict(setting.recipe), "architecture": json.loads(setting.architecture.to_json())}
 
 
 def _train(bench: Bench, setting: Setting, seed: int) -> Student:
     torch.manual_seed(seed)
-    teacher = bench.teacher
+    teacher, recipe = bench.teacher, setting.recipe
     student = Student(
         setting.architecture,
         teacher.geometry,
         bench.corpus.keyword_labels,
         predicted_layers=teacher.predicted_layers,
         target_width=teacher.architecture.width,
-        heads=setting.heads,
+        heads=recipe.heads,
+        matching=recipe.matching,
         is_folded=False,
     )
     assert isinstance(student.encoder, SpeechEncoder)
-    if setting.start == "kept layers":
-        inherit(student.encoder, teacher.encoder, setting.narrowing)
-    augment = Augmentation(noise=bench.noise, mask_share=setting.mask_share)
-    distill(student, bench.targets, setting.distill, augment=augment, seed=seed, device=CPU)
-    finetune(
-        student,
-        bench.corpus,
-        setting.finetune,
-        window=WINDOW,
-        augment=augment,
-        seed=seed + 1,
-        device=CPU,
-        targets=bench.targets,
-    )
+    if recipe.start == "kept layers":
+        inherit(student.encoder, teacher.encoder, recipe.narrowing)
+    heard: Any = {"augment": recipe.augmentation(bench.noise), "steps": bench.steps, "device": CPU}
+    distill(student, bench.targets, recipe, seed=seed, **heard)
+    finetune(student, bench.corpus, recipe, window=WINDOW, seed=seed + 1, targets=bench.targets, **heard)
     return student.folded()
 
 
@@ -144,16 +132,14 @@ def named(pair: tuple[Rate, Rate]) -> dict[str, dict[str, float]]:
     return {name: dataclasses.asdict(rate) for name, rate in zip(("accuracy", "eer"), pair)}
 
 
-def table(
-    rows: list[Mapping[str, Any]], base: Mapping[str, Mapping[str, float]], teacher: Teacher, setting: Setting, keywords: int
-) -> str:
+def table(rows: Sequence[Mapping[str, Any]], base: Mapping[str, Mapping[str, float]], bench: Bench) -> str:
     def change(told: Mapping[str, float]) -> str:
         return f"{told['value']:+.1f} [{told['low']:+.1f}, {told['high']:+.1f}]"
 
-    macs = cost(setting.architecture, teacher.geometry, keywords, WINDOW).total_macs
+    macs = cost(WAVE, bench.teacher.geometry, len(bench.corpus.keyword_labels), WINDOW).total_macs
     lines = [
         f"Defaults: {base['accuracy']['value']:.1f} % keyword accuracy, {base['eer']['value']:.1f} % EER ({macs / 1e6:.0f} M MACs, "
-        f"{setting.distill.steps} + 2 x {setting.finetune.steps} updates of {setting.distill.batch} windows).",
+        f"{bench.steps} + 2 x {bench.steps} updates of {Recipe().batch} windows).",
         "",
         "| factor | instead | accuracy, points | EER, points | CPU time |",
         "|---|---|---|---|---|",
@@ -172,8 +158,6 @@ def main() -> None:
     parser.add_argument("--noise", type=Path)
     parser.add_argument("--teacher", default="mini")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--only", action="append", help="factors; default: all")
     parser.add_argument("--cache", type=Path, default=Path("studies/.cache"))
     parser.add_argument("--out", type=Path, default=Path("build/bench/recipe"))
     asked = parser.parse_args()
@@ -186,24 +170,21 @@ def main() -> None:
         noise=load_corpus([asked.noise], asked.cache) if asked.noise else None,
         teacher=teacher,
         targets=prepare_targets(teacher, corpus, asked.cache, window=WINDOW, limit=TARGET_WINDOWS, seed=0),
+        steps=asked.steps,
         out=asked.out,
     )
-    base = Setting(
-        distill=DistillRecipe(steps=asked.steps, batch=asked.batch), finetune=FinetuneRecipe(steps=asked.steps, batch=asked.batch)
-    )
-    before = [outcome_of(bench, base, seed) for seed in SEEDS]
+    before = [outcome_of(bench, Setting(), seed) for seed in SEEDS]
     base_rates = named(rates(*(outcome for outcome, _ in before)))
     print(json.dumps(base_rates), flush=True)
     rows = []
-    for factor, settings in alternatives(base).items():
-        for instead, setting in settings.items() if not asked.only or factor in asked.only else ():
-            trained = [outcome_of(bench, setting, seed) for seed in SEEDS]
-            told = named(changes([outcome for outcome, _ in trained], [outcome for outcome, _ in before]))
-            slower = sum(seconds for _, seconds in trained) / sum(seconds for _, seconds in before)
-            rows.append({"factor": factor, "instead": instead, **told, "time": slower})
-            print(json.dumps(rows[-1]), flush=True)
+    for (factor, instead), setting in alternatives().items():
+        trained = [outcome_of(bench, setting, seed) for seed in SEEDS]
+        told = named(changes([outcome for outcome, _ in trained], [outcome for outcome, _ in before]))
+        slower = sum(seconds for _, seconds in trained) / sum(seconds for _, seconds in before)
+        rows.append({"factor": factor, "instead": instead, **told, "time": slower})
+        print(json.dumps(rows[-1]), flush=True)
     (asked.out / "recipe.json").write_text(json.dumps({"defaults": base_rates, "rows": rows}, indent=2) + "\n")
-    (asked.out / "recipe.md").write_text(table(rows, base_rates, teacher, base, len(corpus.keyword_labels)))
+    (asked.out / "recipe.md").write_text(table(rows, base_rates, bench))
 
 
 if __name__ == "__main__":

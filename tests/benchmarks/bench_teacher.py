@@ -27,11 +27,12 @@ from search_spaces.cost import cost
 from search_spaces.space import RandomChooser
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus, MappedSamples
-from trainers.distill import DistillRecipe, distill
+from trainers.distill import distill
 from trainers.encoder import SpeechEncoder
-from trainers.finetune import FinetuneRecipe, finetune
+from trainers.finetune import finetune
 from trainers.inherit import inherit
 from trainers.precision import autocast, pick_device
+from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import prepare_targets, teacher_states
 from trainers.teacher import Teacher
@@ -96,6 +97,7 @@ def noise_corpus(folder: Path) -> Corpus:
 def student_of(architecture: Architecture, teacher: Teacher, *, distilled: bool) -> Student:
     layers = teacher.predicted_layers if distilled else ()
     student = Student(architecture, GEOMETRY, WORDS, predicted_layers=layers, target_width=768 if distilled else 0, is_folded=False)
+    assert isinstance(student.encoder, SpeechEncoder)
     inherit(student.encoder, teacher.encoder)
     return student
 
@@ -118,8 +120,10 @@ def make_jobs(folder: Path, batch: int, device: torch.device, wanted: str | None
         student = student_of(architecture, teacher, distilled=True).to(device)
 
         def job(steps: int) -> float:
-            recipe = DistillRecipe(steps=steps, batch=batch, rate=1e-5)
-            return timed(device, lambda: distill(student, targets, recipe, augment=Augmentation(), seed=0, device=device))
+            recipe = Recipe(batch=batch, distill_rate=1e-5)
+            return timed(
+                device, lambda: distill(student, targets, recipe, steps=steps, augment=Augmentation(), seed=0, device=device)
+            )
 
         return job
 
@@ -127,9 +131,9 @@ def make_jobs(folder: Path, batch: int, device: torch.device, wanted: str | None
         student = student_of(architecture, teacher, distilled=False).to(device)
 
         def job(steps: int) -> float:
-            recipe = FinetuneRecipe(steps=steps, batch=batch // 2, rate=1e-5)  # a step is two batches
+            recipe = Recipe(batch=batch // 2, rate=1e-5)  # a step is two batches
             options: Any = {"window": WINDOW, "augment": Augmentation(), "seed": 0, "device": device}
-            return timed(device, lambda: finetune(student, corpus, recipe, **options))
+            return timed(device, lambda: finetune(student, corpus, recipe, steps=steps, **options))
 
         return job
 
@@ -189,8 +193,8 @@ def flatness(folder: Path, device: torch.device) -> dict[str, float]:
         if done in (100, FLAT_STEPS):
             seen[done] = resident(device)
 
-    recipe = DistillRecipe(steps=FLAT_STEPS, batch=job_batch, rate=1e-5)
-    distill(student, targets, recipe, augment=Augmentation(), seed=0, device=device, progress=progress)
+    recipe = Recipe(batch=job_batch, distill_rate=1e-5)
+    distill(student, targets, recipe, steps=FLAT_STEPS, augment=Augmentation(), seed=0, device=device, progress=progress)
     return {"steps": FLAT_STEPS, "mb_after_100": seen[100], "growth_mb": seen[FLAT_STEPS] - seen[100]}
 
 
