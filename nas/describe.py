@@ -6,6 +6,7 @@ from typing import Any
 from deploy.target import Target
 from search_spaces.catalog import CATALOG
 from search_spaces.cost import cost
+from trainers.recipe import Recipe
 from trainers.teacher import load_teacher
 
 KEYWORDS = 12  # of the students whose size is shown
@@ -17,7 +18,7 @@ def space_rows(teacher_name: str) -> Iterator[tuple[str, str, str, str]]:
     for name, make in sorted(CATALOG.items()):
         space = make(teacher.architecture, teacher.geometry)
         ends = space.smallest(teacher.geometry), space.largest(teacher.geometry)
-        costs = [cost(architecture, teacher.geometry, KEYWORDS, window) for architecture in ends]
+        costs = [cost(architecture, teacher.geometry, KEYWORDS, window, Recipe().heads) for architecture in ends]
         params, macs = ([f"{value / 1e6:.2f}" for value in values] for values in zip(*((c.params, c.total_macs) for c in costs)))
         yield name, f"{space.size:,}" if space.size < 1e9 else f"{space.size:.1e}", " to ".join(params), " to ".join(macs)
 

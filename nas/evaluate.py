@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from deploy.target import Target, load_target
 from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
-from search_spaces.architecture import Baseline, Geometry, Network, network_from_dict
+from search_spaces.architecture import Baseline, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
 from trainers.baselines import counted_cost
 from trainers.batches import Augmentation
@@ -244,14 +244,15 @@ def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
 def cost_of(context: Context, architecture: Network, geometry: Geometry | None = None) -> Cost:
     """Of a student; of the teacher itself with its own geometry; of a baseline."""
     geometry, keywords, window = geometry or context.teacher.geometry, context.corpus.keyword_labels, context.target.window
+    read = context.study.config.recipe.heads
     if isinstance(architecture, Baseline):
-        return _baseline_cost(architecture, geometry, keywords, window)
-    return cost(architecture, geometry, len(keywords), window)
+        return _baseline_cost(architecture, geometry, keywords, window, read)
+    return cost(architecture, geometry, len(keywords), window, read)
 
 
 @functools.cache
-def _baseline_cost(baseline: Baseline, geometry: Geometry, keywords: tuple[str, ...], window: int) -> Cost:
-    return counted_cost(Student(baseline, geometry, keywords).eval(), baseline, window)
+def _baseline_cost(baseline: Baseline, geometry: Geometry, keywords: tuple[str, ...], window: int, read: Heads) -> Cost:
+    return counted_cost(Student(baseline, geometry, keywords, heads=read).eval(), baseline, window)
 
 
 def cost_scores(of: Cost) -> dict[str, float]:

@@ -18,6 +18,7 @@ EMBEDDING_DIM = 128  # of a student's speaker head
 FrontEnd = Literal["wave", "mel"]
 FrontNorm = Literal["group", "layer"]
 NormOrder = Literal["post", "pre"]
+Heads = Literal["predictions", "mean", "every state"]
 
 
 def frame_count(samples: int) -> int:
@@ -112,6 +113,15 @@ Network = Architecture | Baseline
 def network_from_dict(fields: dict[str, Any]) -> Network:
     """Raises ValueError when the fields are those of neither."""
     return Baseline.from_dict(fields) if "baseline" in fields else Architecture.from_dict(fields)
+
+
+def head_inputs(network: Network, heads: Heads) -> tuple[int, int]:
+    """Numbers that the keyword head and the speaker head of a folded student read: the last state's mean over time, or mean and
+    standard deviation (every state), of which the speaker head reads those of all states."""
+    if heads != "every state":
+        return network.width, network.width
+    states = network.depth + 1 if isinstance(network, Architecture) else 1
+    return 2 * network.width, 2 * network.width * states
 
 
 @dataclass(frozen=True, kw_only=True)

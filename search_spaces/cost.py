@@ -12,7 +12,9 @@ from search_spaces.architecture import (
     RECEPTIVE_FIELD,
     Architecture,
     Geometry,
+    Heads,
     frame_count,
+    head_inputs,
 )
 
 BYTES = 4  # of an fp32 number
@@ -61,8 +63,8 @@ class _Conv:
         return self.inputs * self.outputs * self.kernel
 
 
-def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples: int) -> Cost:
-    """Cost of a student with `keywords` classes on windows of `samples` at 16 kHz.
+def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples: int, read: Heads = "mean") -> Cost:
+    """Cost of a student with `keywords` classes on windows of `samples` at 16 kHz; `read`: what its heads do.
 
     Raises ValueError when the window is shorter than one frame, or the width does not divide into the geometry's groups.
     """
@@ -70,13 +72,13 @@ def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples:
         raise ValueError(f"a window of {samples} samples has no frame; it needs at least {RECEPTIVE_FIELD}")
     if architecture.width % geometry.position_groups:
         raise ValueError(f"width {architecture.width} is not a multiple of {geometry.position_groups} position groups")
-    params = _params(architecture, geometry, keywords)
+    params = _params(architecture, geometry, keywords, read)
     constants = _mel_constants() if architecture.front_end == "mel" else 0
     return Cost(
         params=params,
         weight_bytes=BYTES * (params + constants),
-        macs=_macs(architecture, geometry, keywords, samples),
-        peak_activation_bytes=BYTES * (samples + max(_alive(architecture, geometry, keywords, samples))),
+        macs=_macs(architecture, geometry, keywords, samples, read),
+        peak_activation_bytes=BYTES * (samples + max(_alive(architecture, geometry, keywords, samples, read))),
     )
 
 
@@ -120,8 +122,8 @@ def _position_steps(a: Architecture, g: Geometry, steps: int) -> int:
     return steps + (_position_kernel(a, g) + 1) % 2
 
 
-def _params(a: Architecture, g: Geometry, keywords: int) -> int:
-    w = a.width
+def _params(a: Architecture, g: Geometry, keywords: int, read: Heads) -> int:
+    w, (of_words, of_voices) = a.width, head_inputs(a, read)
     projection = 2 * a.front_width + (a.front_width * a.frame_stride + 1) * w  # with the norm before it
     positions = (w // g.position_groups * _position_kernel(a, g) + 1) * w
     layers = 0
@@ -130,7 +132,9 @@ def _params(a: Architecture, g: Geometry, keywords: int) -> int:
         layers += 3 * (w + 1) * inner + (inner + 1) * w + (w + 1) * ffn + (ffn + 1) * w + 4 * w
         layers += 2 * (g.head_dim + 1) + heads if g.relative_buckets else 0  # the gate of the position bias
     layers += g.relative_buckets * a.heads[0]  # one table for all layers
-    return _front_params(a, g) + projection + positions + 2 * w + layers + (w + 1) * (keywords + EMBEDDING_DIM)
+    return (
+        _front_params(a, g) + projection + positions + 2 * w + layers + (of_words + 1) * keywords + (of_voices + 1) * EMBEDDING_DIM
+    )
 
 
 def _front_params(a: Architecture, g: Geometry) -> int:
@@ -143,11 +147,11 @@ def _front_params(a: Architecture, g: Geometry) -> int:
     return weights + (channels if g.conv_bias else 0) + 2 * normed
 
 
-def _macs(a: Architecture, g: Geometry, keywords: int, samples: int) -> dict[str, int]:
+def _macs(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads) -> dict[str, int]:
     mel, w, s = a.front_end == "mel", a.width, _steps(a, samples)
     convs = [conv.weights * conv.frames for conv in _front(a, g, samples)]
     n, half = MEL_RADIX, MEL_HALF
-    inner = sum(a.heads) * g.head_dim
+    inner, (of_words, of_voices) = sum(a.heads) * g.head_dim, head_inputs(a, read)
     return {
         "mel": mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * MEL_BINS) if mel else 0,
         "first_conv": 0 if mel else convs[0],  # over one channel: a kind of its own for a processor
@@ -157,11 +161,11 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int) -> dict[str
         "qkvo": 4 * s * w * inner,
         "attention": 2 * s * s * inner + (2 * s * inner if g.relative_buckets else 0),  # products, gates of the position bias
         "ffn": 2 * s * w * sum(a.ffn_dims),
-        "heads": w * (keywords + EMBEDDING_DIM),
+        "heads": of_words * keywords + of_voices * EMBEDDING_DIM,
     }
 
 
-def _alive(a: Architecture, g: Geometry, keywords: int, samples: int) -> Iterator[int]:
+def _alive(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads) -> Iterator[int]:
     """Numbers alive beside the window at the operations that can be the peak; no other operation needs more."""
     s = _steps(a, samples)
     x, front = s * a.width, frame_count(samples) * a.front_width
@@ -170,15 +174,23 @@ def _alive(a: Architecture, g: Geometry, keywords: int, samples: int) -> Iterato
     yield from _alive_in_front(a, g, samples)
     yield front + s * a.frame_stride * a.front_width  # padded to whole strides
     yield 2 * x + _position_steps(a, g, s) * a.width  # x, the positional convolution, its activation
+    pooled = head_inputs(a, read)[1]
+    w, deviates = a.width, read == "every state"
     for layer, (heads, ffn) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
+        kept = 2 * w * layer if deviates else 0  # statistics of the states before this layer
+        if kept:
+            yield kept - w + 3 * x  # the state before this layer, which goes on, less its mean, squared
         inner, logits = s * heads * g.head_dim, heads * s * s
         bias, gate = (logits, s * heads) if g.relative_buckets else (0, 0)
         if g.norm_order == "pre":
-            yield 2 * x + 3 * inner + bias + gate  # x, its norm, q, k, v
-        yield x + 3 * inner + logits + bias + gate  # x, q, k, v, q @ k
-        yield x + inner + 2 * logits + bias + gate  # x, v, the logits before and after softmax, or before and after the bias
-        yield x + 2 * s * ffn + (bias if layer < a.depth else 0)  # x, the hidden units before and after activation
-    yield a.width + keywords + EMBEDDING_DIM  # the pooled state and both heads
+            yield kept + 2 * x + 3 * inner + bias + gate  # x, its norm, q, k, v
+        yield kept + x + 3 * inner + logits + bias + gate  # x, q, k, v, q @ k
+        yield kept + x + inner + 2 * logits + bias + gate  # x, v, the logits before and after softmax, or before and after the bias
+        yield kept + x + 2 * s * ffn + (bias if layer < a.depth else 0)  # x, the hidden units before and after activation
+    if deviates:
+        yield pooled - w + 2 * x  # the last state less its mean, squared
+        yield 2 * pooled  # the statistics, side by side
+    yield pooled + keywords + EMBEDDING_DIM  # what is pooled and both heads
     yield keywords + 2 * EMBEDDING_DIM + 1  # the logits, the embedding, its length, the unit embedding
 
 

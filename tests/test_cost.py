@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
+from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Heads
 from search_spaces.cost import cost
 from trainers.student import Student
 
@@ -83,8 +83,8 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, Geometry, int, int]:
     return a, g, draw(st.integers(1, 40)), samples
 
 
-def student(a: Architecture, g: Geometry, keywords: int) -> Student:
-    return Student(a, g, tuple(f"word{i}" for i in range(keywords))).eval()
+def student(a: Architecture, g: Geometry, keywords: int, read: Heads = "mean") -> Student:
+    return Student(a, g, tuple(f"word{i}" for i in range(keywords)), heads=read).eval()
 
 
 def counted_params(model: torch.nn.Module) -> int:
@@ -138,9 +138,9 @@ def traced_peak(model: torch.nn.Module, window: Tensor) -> int:
     return peak + int(window.nbytes)
 
 
-def check(a: Architecture, g: Geometry, keywords: int, samples: int) -> None:
-    model, window = student(a, g, keywords), torch.zeros(1, samples)
-    told = cost(a, g, keywords, samples)
+def check(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads = "mean") -> None:
+    model, window = student(a, g, keywords, read), torch.zeros(1, samples)
+    told = cost(a, g, keywords, samples, read)
     assert told.params == counted_params(model)
     assert told.weight_bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert told.total_macs == counted_macs(model, window)
@@ -155,10 +155,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_costs_equal_torchs_own_count(case: tuple[Architecture, Geometry, int, int]) -> None:
-    check(*case)
+@settings(max_examples=120, deadline=None)
+@given(cases(), st.sampled_from(get_args(Heads)))
+def test_costs_equal_torchs_own_count(case: tuple[Architecture, Geometry, int, int], read: Heads) -> None:
+    check(*case, read)
 
 
 @pytest.mark.parametrize("samples", [8_000, 16_080])

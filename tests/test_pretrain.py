@@ -155,7 +155,7 @@ def test_a_torn_checkpoint_is_named(tiny_corpus: Corpus, tiny_teacher: Teacher, 
 def test_it_learns_to_tell_units(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
     """What is around a mask tells more than how often a unit occurs: the loss falls below the units' entropy."""
     found: dict[str, float] = {}
-    recipe = PretrainRecipe(steps=(100,), units=(8,), layer=2, batch=16, rate=2e-3, speeds=(1.0,))
+    recipe = PretrainRecipe(steps=(250,), units=(8,), layer=2, batch=16, rate=2e-3, speeds=(1.0,))
     pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, recipe, Watch(values=lambda step, values: found.update(values))))
     shares = np.bincount(np.load(tmp_path / "units-1-train.npy")) / len(np.load(tmp_path / "units-1-train.npy"))
     assert found["loss"] < 0.8 * -(shares[shares > 0] * np.log(shares[shares > 0])).sum()

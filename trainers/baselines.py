@@ -5,6 +5,8 @@ matches students of many millions on Speech Commands, so a front that leaves it 
 Shapes: b batch, n samples, c channels, f mel bins, t frames at 100 Hz, w width.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,10 +89,14 @@ class BroadcastResNet(nn.Module):
 
     def forward(self, x_bn: Tensor) -> list[Tensor]:
         """(batch, samples) -> [(batch, frames, width)]."""
+        return list(self.states(x_bn))
+
+    def states(self, x_bn: Tensor) -> Iterator[Tensor]:
+        """The one state, as `trainers.encoder.SpeechEncoder.states` gives all of its."""
         with torch.autocast(x_bn.device.type, enabled=False):  # a power spectrum in bfloat16 is noise
             mel_btf = self.mel(normalize(x_bn.float()))
         x_bcft = self.stem(mel_btf.transpose(1, 2)[:, None])
-        return [self.tail(self.blocks(x_bcft)).squeeze(2).transpose(1, 2)]
+        yield self.tail(self.blocks(x_bcft)).squeeze(2).transpose(1, 2)
 
 
 def counted_cost(model: nn.Module, baseline: Baseline, samples: int) -> Cost:

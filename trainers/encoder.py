@@ -5,6 +5,7 @@ h heads, d channels of a head. Every forward takes the valid samples of each row
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -306,6 +307,10 @@ class SpeechEncoder(nn.Module):
 
         The last one is transformers' `last_hidden_state`: with norm_order `pre` it has gone through the final norm.
         """
+        return list(self.states(x_bn, lengths_b))
+
+    def states(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> Iterator[Tensor]:
+        """What `forward` returns, one by one: a state that nobody keeps need not stay in memory."""
         if self.geometry.normalize_input:
             x_bn = normalize(x_bn, None if lengths_b is None else _valid(lengths_b, x_bn.shape[-1]))
         x_btc = self.front_norm(self.front(x_bn, lengths_b))
@@ -317,21 +322,20 @@ class SpeechEncoder(nn.Module):
             mask_bs = _valid((frames_b - 1) // stride + 1, (x_btc.shape[1] - 1) // stride + 1)
         if stride > 1:
             x_btc = torch.unflatten(F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)), 1, (-1, stride)).flatten(-2)
-        return self.transform(self.projection(x_btc), mask_bs)
+        yield from self.transform(self.projection(x_btc), mask_bs)
 
-    def transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> list[Tensor]:
+    def transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> Iterator[Tensor]:
         if mask_bs is not None:
             x_bsw = x_bsw * mask_bs[..., None]
         x_bsw = x_bsw + self.positions(x_bsw)
         pre = self.geometry.norm_order == "pre"
-        states = [x_bsw if pre else self.norm(x_bsw)]
+        x_bsw = x_bsw if pre else self.norm(x_bsw)
         mask_b11s = None if mask_bs is None else mask_bs[:, None, None]
         bias_hss = None if self.relative is None else self.relative(x_bsw.shape[1])
         for layer in self.layers:
-            states.append(layer(states[-1], mask_b11s, bias_hss))
-        if pre:
-            states[-1] = self.norm(states[-1])
-        return states
+            yield x_bsw
+            x_bsw = layer(x_bsw, mask_b11s, bias_hss)
+        yield self.norm(x_bsw) if pre else x_bsw
 
 
 def _valid(lengths_b: Tensor, size: int) -> Tensor:

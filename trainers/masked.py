@@ -32,7 +32,7 @@ class MaskedPredictor(nn.Module):
         if self.encoder.geometry.normalize_input:
             x_bn = normalize(x_bn)
         x_btw = self.encoder.projection(self.encoder.front_norm(self.encoder.front(x_bn, None)))
-        state_btw = self.encoder.transform(torch.where(masked_bt[..., None], self.mask.to(x_btw.dtype), x_btw), None)[-1]
+        *_, state_btw = self.encoder.transform(torch.where(masked_bt[..., None], self.mask.to(x_btw.dtype), x_btw), None)
         code_mc = F.normalize(self.head(state_btw[masked_bt]).float(), dim=-1)
         logits_mu: Tensor = code_mc @ F.normalize(self.codewords, dim=-1).T / TEMPERATURE
         return logits_mu

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from search_spaces.architecture import Heads
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
 from trainers.inherit import Narrowing
-from trainers.student import Heads, Matching
+from trainers.student import Matching
 
 Start = Literal["kept layers", "random"]
 Margin = Literal["angular", "additive"]
@@ -62,7 +63,9 @@ class Recipe:
         if not (self.keywords or self.speakers):
             raise ValueError("the recipe has no task: keywords or speakers must be true")
         if self.matching == "layer to layer" and self.heads == "predictions":
-            raise ValueError("layer to layer, predictions come from several states: heads must be mean, or mean and deviation")
+            raise ValueError(
+                "layer to layer, predictions come from several states; let the heads read the encoder: mean, every state"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:

@@ -15,14 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Network, network_from_dict
+from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Heads, Network, head_inputs, network_from_dict
 from trainers.baselines import BroadcastResNet
 from trainers.encoder import SpeechEncoder
 
 ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
 
-Heads = Literal["predictions", "mean", "mean and deviation"]
 Matching = Literal["last state", "layer to layer"]
 SMALLEST_VARIANCE = 1e-5
 
@@ -36,7 +35,7 @@ class Student(nn.Module):
     embedding points the same way at first. In evaluation all of this is one linear map, and `folded` multiplies it into the
     heads: the same function with fewer weights. A folded student is what is scored, saved and exported.
 
-    heads: read the predictions, or the encoder's mean over time, or its mean and standard deviation.
+    heads: read the predictions, or as in `search_spaces.architecture.head_inputs`.
     matching: the last state predicts every layer, or the state as far up the student as the layer is up the teacher.
     """
 
@@ -58,12 +57,13 @@ class Student(nn.Module):
         self.encoder, self.matching = new_encoder(architecture, geometry), matching
         predicted = target_width * (architecture.frame_stride if isinstance(architecture, Architecture) else 1)
         self.predictions = nn.ModuleList(nn.Linear(architecture.width, predicted) for _ in predicted_layers)
-        self.heads: Heads = heads if predicted_layers or heads == "mean and deviation" else "mean"
-        self.pooled_width = architecture.width * (2 if heads == "mean and deviation" else 1)
-        features = target_width * len(predicted_layers) if self.heads == "predictions" else self.pooled_width
-        self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(features, affine=False)
-        self.keyword_head = nn.Linear(features, len(keywords))
-        self.speaker_head = nn.Linear(features, EMBEDDING_DIM)
+        self.heads: Heads = heads if predicted_layers or heads != "predictions" else "mean"
+        widths = (
+            (target_width * len(predicted_layers),) * 2 if self.heads == "predictions" else head_inputs(architecture, self.heads)
+        )
+        self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(widths[1], affine=False)
+        self.keyword_head = nn.Linear(widths[0], len(keywords))
+        self.speaker_head = nn.Linear(widths[1], EMBEDDING_DIM)
 
     @property
     def architecture(self) -> Network:
@@ -83,16 +83,15 @@ class Student(nn.Module):
 
     def forward(self, x_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""
-        features_bf = self._features(self._pooled(self.encoder(x_bn)[-1]))
-        return self.keyword_head(features_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
+        features_bf = self._features(self._pooled(x_bn))
+        of_words_bf = features_bf[:, -self.keyword_head.in_features :]  # the last state's are the last
+        return self.keyword_head(of_words_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
 
-    def _pooled(self, state_bsw: Tensor) -> Tensor:
-        """(batch, pooled_width)."""
-        if self.heads != "mean and deviation":
-            return state_bsw.mean(1)
-        mean_bw = state_bsw.float().mean(1)
-        variance_bw = (state_bsw - mean_bw[:, None]).square().mean(1)
-        return torch.cat([mean_bw, (variance_bw + SMALLEST_VARIANCE).sqrt()], -1)
+    def _pooled(self, x_bn: Tensor) -> Tensor:
+        """(batch, numbers) over time, of the last state or of all."""
+        if self.heads != "every state":
+            return self.encoder(x_bn)[-1].mean(1)
+        return torch.cat([part for state_bsw in self.encoder.states(x_bn) for part in statistics(state_bsw)], -1)
 
     def _features(self, pooled_bw: Tensor) -> Tensor:
         """What the heads read, (batch, features). Prediction layers are linear, so they may follow the mean over time; the
@@ -110,16 +109,24 @@ class Student(nn.Module):
         heads: Heads = "mean" if self.heads == "predictions" else self.heads
         student = Student(self.architecture, self.encoder.geometry, self.keywords, heads=heads).to(device)
         student.encoder.load_state_dict(self.encoder.state_dict())
-        was_training, eye = self.training, torch.eye(self.pooled_width, device=device)
+        was_training, eye = self.training, torch.eye(student.speaker_head.in_features, device=device)
         self.eval()
         bias_1f = self._features(torch.zeros_like(eye[:1]))
         weight_wf = self._features(eye) - bias_1f
         self.train(was_training)
         for name in ("keyword_head", "speaker_head"):
             head, folded = getattr(self, name), getattr(student, name)
-            folded.weight.copy_(head.weight @ weight_wf.T)
-            folded.bias.copy_(head(bias_1f)[0])
+            read, kept = head.in_features, folded.in_features
+            folded.weight.copy_((head.weight @ weight_wf[:, -read:].T)[:, -kept:])
+            folded.bias.copy_(head(bias_1f[:, -read:])[0])
         return student.eval()
+
+
+def statistics(state_bsw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over time, (batch, width) each."""
+    mean_bw = state_bsw.float().mean(1)
+    variance_bw = (state_bsw - mean_bw[:, None]).square().mean(1)
+    return mean_bw, (variance_bw + SMALLEST_VARIANCE).sqrt()
 
 
 def new_encoder(architecture: Network, geometry: Geometry) -> SpeechEncoder | BroadcastResNet:

@@ -38,7 +38,7 @@ WAVE = Architecture(
     front_end="wave", front_width=96, frame_stride=1, width=192, heads=(3, 3), ffn_dims=(512, 512), kept_layers=(1, 2)
 )
 MEL = dataclasses.replace(WAVE, front_end="mel", front_width=128, width=240, heads=(4, 4), ffn_dims=(640, 640))
-SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+SPEEDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,12 @@ def alternatives() -> dict[tuple[str, str], Setting]:
         ("start", "random"): changed(start="random"),
         ("target", "layer to layer, heads read the encoder"): changed(matching="layer to layer", heads="mean"),
         ("heads read", "mean of the encoder"): changed(heads="mean"),
-        ("heads read", "mean and deviation of the encoder"): changed(heads="mean and deviation"),
+        ("heads read", "mean and deviation, speakers of every state"): changed(heads="every state"),
         ("margin", "additive angular"): changed(margin="additive"),
-        ("speed", "0.85 to 1.15; speakers at 0.9 and 1.1 are others"): changed(speeds=SPEEDS, speaker_speeds=(1.0, 0.9, 1.1)),
-        ("masks and equaliser", "in half of the windows; 3 dB an octave"): changed(mask_share=0.5, equalizer_db=3.0),
+        ("keyword windows", "speeds 0.7 to 1.4, half masked, equaliser of 3 dB"): changed(
+            speeds=SPEEDS, mask_share=0.5, equalizer_db=3.0
+        ),
+        ("speaker windows", "at 0.9 and 1.1 others speak"): changed(speaker_speeds=(1.0, 0.9, 1.1)),
         ("distillation kept on", "weight 1"): changed(distilling=1.0),
         ("front end", "mel, equal MACs"): Setting(architecture=MEL),
     }
