@@ -3,7 +3,7 @@ BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow bench-teacher install clean
+.PHONY: search test lint slow bench-teacher bench-recipe install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -16,6 +16,9 @@ slow: install
 
 bench-teacher: install
 	$(RUN)/python tests/benchmarks/bench_teacher.py
+
+bench-recipe: install
+	$(RUN)/python tests/benchmarks/bench_recipe.py $(SPEECH)
 
 lint: install
 	$(RUN)/ruff check .

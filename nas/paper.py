@@ -12,6 +12,14 @@ from nas.tracking import Tracking
 from trainers.metrics import Outcome, Rate, changes, rates, smallest_detection_cost
 
 Record = Mapping[str, Any]  # a line of rows.jsonl
+Key = tuple[str, str]  # model and variant: a row of the table
+JOINT, FROZEN = "joint", "joint, encoder frozen"
+COMPARED: Sequence[tuple[Key, Key]] = (
+    (("teacher", JOINT), ("teacher", FROZEN)),
+    (("student", JOINT), ("student", FROZEN)),
+    (("student", JOINT), ("student from scratch", JOINT)),
+    (("student", JOINT), ("BC-ResNet", JOINT)),
+)
 
 
 def build_table(study: Study, records: Sequence[Record], facts: Mapping[str, Any], seeds: int) -> dict[str, Any]:
@@ -19,7 +27,7 @@ def build_table(study: Study, records: Sequence[Record], facts: Mapping[str, Any
 
     best_student is the jointly tuned student. A task that a row was not trained for has no figure.
     """
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[Key, list[Record]] = {}
     for record in records:
         if record["scores"] and "test" in record["splits"]:
             groups.setdefault((record["model"], record["variant"]), []).append(record)
@@ -28,6 +36,13 @@ def build_table(study: Study, records: Sequence[Record], facts: Mapping[str, Any
     rows = [_row(key, group, outcomes, facts) for key, group in whole.items()]
     by_key = {(row["model"], row["variant"]): row for row in rows}
     table = {**facts, "seeds": seeds, "settings": [_setting(r) for r in records if "test" not in r["splits"]], "rows": rows}
+    table["failed"] = {record["name"]: record["error"] for record in records if not record["scores"]}
+    table["comparisons"] = [
+        {"of": " ".join(of), "minus": " ".join(minus)}
+        | {name: asdict(change) for name, change in zip(("accuracy", "eer"), changes(outcomes[of], outcomes[minus]))}
+        for of, minus in COMPARED
+        if of in outcomes and minus in outcomes
+    ]
     teacher, student = by_key.get(("teacher", "joint")), by_key.get(("student", "joint"))
     if teacher:
         table["teacher"] = {name: teacher[name]["value"] for name in ("accuracy", "eer")} | {"params": teacher["params"]}
@@ -44,9 +59,7 @@ def _outcome(study: Study, record: Record) -> Outcome:
     return read_outcome(study.weights_folder(record["name"]) / "outcome_test.npz")
 
 
-def _row(
-    key: tuple[str, str], group: Sequence[Record], outcomes: Mapping[tuple[str, str], list[Outcome]], facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def _row(key: Key, group: Sequence[Record], outcomes: Mapping[Key, list[Outcome]], facts: Mapping[str, Any]) -> dict[str, Any]:
     (model, variant), tuning, own = key, group[0]["tuning"], outcomes[key]
     asked = {"accuracy": tuning.get("keywords", True), "eer": tuning.get("speakers", True)}
 
@@ -96,6 +109,11 @@ def markdown(table: Mapping[str, Any]) -> str:
         f"The teacher's settings (validation accuracy / EER, %): {settings}.",
         *(["These results are synthetic: the speech was made by espeak-ng."] if table["synthetic"] else []),
     ]
+    notes += [
+        f"{row['of']} less {row['minus']}: accuracy {_interval(row['accuracy'], '+')}, EER {_interval(row['eer'], '+')} points."
+        for row in table["comparisons"]
+    ]
+    notes += [f"{name} failed: {error}; --resume tries again." for name, error in table["failed"].items()]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 

@@ -18,13 +18,14 @@ import ray
 from rich.console import Console
 
 from nas import cluster
-from nas.budget import append_line, parse_budget, read_lines
+from nas.budget import append_line, in_words, parse_budget, read_lines
 from nas.config import StudyConfig
 from nas.connection import default_tracking_uri
 from nas.evaluate import Context, Start, Task, task_json
 from nas.finalise import equal_updates
-from nas.paper import build_table, log_rows, markdown
-from nas.progress import progress
+from nas.paper import FROZEN, JOINT, build_table, log_rows, markdown
+from nas.plan import training_macs
+from nas.progress import Tick, progress
 from nas.search import facts, prepare
 from nas.study import Study, create_study
 from nas.tracking import open_tracking
@@ -33,10 +34,10 @@ from search_spaces.catalog import paper_student
 
 EXPERIMENT_FILE, ROWS_FILE = "experiment.json", "rows.jsonl"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "joint": {},
+    JOINT: {},
     "keywords alone": {"speakers": False},
     "speakers alone": {"keywords": False},
-    "joint, encoder frozen": {"frozen": True},
+    FROZEN: {"frozen": True},
 }
 
 
@@ -74,10 +75,11 @@ class Row:
 class Reproduction:
     """Trains rows in Ray workers; `rows.jsonl` is the truth."""
 
-    def __init__(self, context: Context, experiment: Experiment, workers: int, tick: Callable[[float, float], None]) -> None:
+    def __init__(self, context: Context, experiment: Experiment, workers: int, tick: Tick, tell: Callable[[str], None]) -> None:
+        """tick: hears the work done and in all; tell: a line of text for every training that ended."""
         config = context.study.config
         assert config.distill_steps and config.finetune_steps, "an experiment names its steps"
-        self.context, self.experiment, self.workers, self.tick = context, experiment, workers, tick
+        self.context, self.experiment, self.workers, self.tick, self.tell = context, experiment, workers, tick, tell
         self.distill_steps, self.finetune_steps = config.distill_steps, config.finetune_steps
 
     def run(self) -> list[dict[str, Any]]:
@@ -85,14 +87,14 @@ class Reproduction:
         settings = list(self.settings())
         self._train(settings)
         rows = list(self.rows(self.best_setting()))
-        self._train([row for row in rows if row.variant == "joint"])
+        self._train([row for row in rows if row.variant == JOINT])
         self._train(rows)
         return self.done()
 
     def settings(self) -> Iterator[Row]:
         for rate, length in itertools.product(self.experiment.rates, self.experiment.lengths):
             steps = max(1, round(length * self.finetune_steps))
-            yield self._teacher(f"setting-{rate:g}-{steps}", "joint", 0, {"rate": rate}, steps, splits=("val",))
+            yield self._teacher(f"setting-{rate:g}-{steps}", JOINT, 0, {"rate": rate}, steps, splits=("val",))
 
     def best_setting(self) -> Row:
         """By the sum of keyword error and EER on validation speakers. Raises ValueError when none was trained."""
@@ -127,7 +129,7 @@ class Reproduction:
                 yield Row(
                     name=f"{_slug(model)}-{seed}",
                     model=model,
-                    variant="joint",
+                    variant=JOINT,
                     seed=seed,
                     architecture=network,
                     start="random",
@@ -159,8 +161,7 @@ class Reproduction:
 
     def _train(self, rows: Sequence[Row]) -> None:
         trained = {record["name"] for record in self.done() if record["scores"]}
-        waiting = [row for row in rows if row.name not in trained]
-        total, running = len(waiting), dict[Any, tuple[Row, float]]()
+        waiting, running = [row for row in rows if row.name not in trained], dict[Any, tuple[Row, float]]()
         config = self.context.study.config
         remote = ray.remote(cluster.run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
         while waiting or running:
@@ -170,7 +171,18 @@ class Reproduction:
             for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
                 row, began = running.pop(reference)
                 self._record(row, reference, time.monotonic() - began)
-            self.tick(total - len(waiting) - len(running), total)
+            self.tick(*self._progress())
+
+    def _progress(self) -> tuple[float, float]:
+        """Work done and in all, in MACs of updates; the teacher's setting, before it is known, is the longest."""
+        trained = {record["name"] for record in self.done() if record["scores"]}
+        longest = max(self.settings(), key=lambda row: row.finetune_steps)
+        work = {row.name: self._work(row) for row in (*self.settings(), *self.rows(longest))}
+        return sum(work[name] for name in trained), sum(work.values())
+
+    def _work(self, row: Row) -> float:
+        tasks = sum(bool(row.tuning.get(task, True)) for task in ("keywords", "speakers"))
+        return training_macs(self.context, row.architecture) * (row.distill_steps + tasks * row.finetune_steps)
 
     def _record(self, row: Row, reference: Any, seconds: float) -> None:
         try:
@@ -182,6 +194,7 @@ class Reproduction:
             self.context.study.folder / ROWS_FILE,
             {**fields, "scores": report.get("scores", {}), "error": report.get("error"), "seconds": seconds},
         )
+        self.tell(f"{row.name}: " + (report.get("error") or f"trained in {in_words(seconds)}"))
         self.context.study.ledger.charge(row.model, seconds * max(self.context.study.config.cpus, self.context.study.config.gpus))
 
     def _task(self, row: Row) -> Task:
@@ -218,7 +231,7 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
         try:
             context = prepare(study, budget, console)
             with progress(console, "trainings") as tick:
-                records = Reproduction(context, experiment, workers, tick).run()
+                records = Reproduction(context, experiment, workers, tick, console.print).run()
             table = build_table(study, records, facts(context), experiment.seeds)
             study.write_json("paper.json", table)
             (study.folder / "paper.md").write_text(markdown(table))

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from nas.budget import read_lines
+from nas.paper import build_table, markdown
 from nas.reproduce import VARIANTS
+from nas.study import open_folder
 from trainers.synthetic import speak_corpus
 
 REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
@@ -52,6 +55,10 @@ def test_every_row_stands_in_the_table(table: dict[str, Any]) -> None:
     assert 2 * scratch["finetune"] == 2 * joint["steps"]["finetune"] + joint["steps"]["distill"]
     assert table["best_student"]["accuracy_change"] == joint["change"]["accuracy"]["value"]
     assert table["best_student"]["eer_change_interval"][0] <= table["best_student"]["eer_change"]
+    of, minus = rows["student", "joint"], rows["student from scratch", "joint"]
+    scratched = next(told for told in table["comparisons"] if told["minus"] == "student from scratch joint")
+    assert scratched["eer"]["value"] == pytest.approx(of["eer"]["value"] - minus["eer"]["value"]) and len(table["comparisons"]) == 4
+    assert scratched["eer"]["low"] <= scratched["eer"]["value"] <= scratched["eer"]["high"]
     assert table["teacher"]["params"] == rows["teacher", "joint"]["params"]
 
 
@@ -86,9 +93,25 @@ def test_an_interrupted_experiment_trains_what_is_missing_alone(folder: Path) ->
     told = run(folder, "--resume", "paper").stdout
     assert len(path.read_text().splitlines()) == len(lines) + 1  # with the torn one
     assert "| BC-ResNet | joint |" in told
+    assert told.count("trained in") == 2  # a line for each that was trained again
     again = json.loads((folder / "studies/paper/paper.json").read_text())
     for ours, theirs in zip(again["rows"], json.loads(before)["rows"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_what_failed_is_named_and_tried_again(folder: Path) -> None:
+    path = folder / "studies/paper/rows.jsonl"
+    before = path.read_text()
+    record = json.loads(before.splitlines()[-1])
+    path.write_text(before + json.dumps({**record, "scores": {}, "error": "the loss became nan"}) + "\n")
+    study = open_folder(folder / "studies/paper")
+    records = list({line["name"]: line for line in read_lines(path)}.values())
+    table = build_table(study, records, {"teacher_params": 1, "synthetic": True}, 2)
+    assert table["failed"] == {record["name"]: "the loss became nan"}
+    assert f"{record['name']} failed: the loss became nan" in markdown(table)
+    assert (record["model"], record["variant"]) not in {(row["model"], row["variant"]) for row in table["rows"]}
+    assert "trained in" in run(folder, "--resume", "paper").stdout
+    path.write_text(before)
 
 
 @pytest.mark.parametrize(

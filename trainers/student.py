@@ -89,9 +89,10 @@ class Student(nn.Module):
 
     def _pooled(self, x_bn: Tensor) -> Tensor:
         """(batch, numbers) over time, of the last state or of all."""
-        if self.heads != "every state":
-            return self.encoder(x_bn)[-1].mean(1)
-        return torch.cat([part for state_bsw in self.encoder.states(x_bn) for part in statistics(state_bsw)], -1)
+        if self.heads == "every state":
+            return torch.cat([part for state_bsw in self.encoder.states(x_bn) for part in statistics(state_bsw)], -1)
+        last_bsw: Tensor = self.encoder(x_bn)[-1]
+        return last_bsw.mean(1)
 
     def _features(self, pooled_bw: Tensor) -> Tensor:
         """What the heads read, (batch, features). Prediction layers are linear, so they may follow the mean over time; the
