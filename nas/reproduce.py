@@ -21,7 +21,7 @@ from nas import cluster
 from nas.budget import append_line, in_words, parse_budget, read_lines
 from nas.config import StudyConfig
 from nas.connection import default_tracking_uri
-from nas.evaluate import Context, Start, Task, task_json
+from nas.evaluate import Context, Start, Task, build_student, task_json
 from nas.finalise import equal_updates
 from nas.paper import FROZEN, JOINT, build_table, log_rows, markdown
 from nas.plan import training_macs
@@ -80,12 +80,13 @@ class Reproduction:
         config = context.study.config
         assert config.distill_steps and config.finetune_steps, "an experiment names its steps"
         self.context, self.experiment, self.workers, self.tick, self.tell = context, experiment, workers, tick, tell
+        self.student = experiment.student or paper_student(context.teacher.architecture)
         self.distill_steps, self.finetune_steps = config.distill_steps, config.finetune_steps
 
     def run(self) -> list[dict[str, Any]]:
         """All rows, the teacher's settings first. Students that share a distillation wait for the first of them."""
-        settings = list(self.settings())
-        self._train(settings)
+        build_student(self.context, self.student, "kept layers", distilled=True)  # one that does not fit is refused now
+        self._train(list(self.settings()))
         rows = list(self.rows(self.best_setting()))
         self._train([row for row in rows if row.variant == JOINT])
         self._train(rows)
@@ -107,7 +108,6 @@ class Reproduction:
         return min(trained, key=lambda row: scores[row.name]["keyword_error"] + scores[row.name]["eer"])
 
     def rows(self, setting: Row) -> Iterator[Row]:
-        student = self.experiment.student or paper_student(self.context.teacher.architecture)
         updates = equal_updates(self.distill_steps, self.finetune_steps)
         for seed in range(self.experiment.seeds):
             for variant, changes in VARIANTS.items():
@@ -118,13 +118,13 @@ class Reproduction:
                     model="student",
                     variant=variant,
                     seed=seed,
-                    architecture=student,
+                    architecture=self.student,
                     start=self.context.study.config.recipe.start,
                     distill_steps=self.distill_steps,
                     finetune_steps=self.finetune_steps,
                     tuning=changes,
                 )
-            networks: dict[str, Network] = {"student from scratch": student, "BC-ResNet": Baseline()}
+            networks: dict[str, Network] = {"student from scratch": self.student, "BC-ResNet": Baseline()}
             for model, network in networks.items():
                 yield Row(
                     name=f"{_slug(model)}-{seed}",

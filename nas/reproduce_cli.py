@@ -1,11 +1,15 @@
 """`srlnas reproduce`: the paper's table on one's own teacher and speech."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe
+
+if TYPE_CHECKING:
+    from search_spaces.architecture import Architecture
 
 
 def reproduce(
@@ -16,7 +20,9 @@ def reproduce(
     trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
     teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
-    student: Annotated[Path | None, typer.Option(help="JSON of an architecture; default: the paper's student.")] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="A trained student's folder, or an architecture as JSON; default: the paper's student.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Fine-tuning steps.")] = 1000,
     distill_steps: Annotated[int | None, typer.Option(help="Distillation steps; default: as many.")] = None,
     seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
@@ -41,7 +47,6 @@ def reproduce(
     from nas.reproduce import reproduce as run
     from nas.search import check_config
     from nas.study import open_study
-    from search_spaces.architecture import Architecture
     from trainers.teacher_folder import absolute_source
 
     if resume is not None:
@@ -52,7 +57,7 @@ def reproduce(
             seeds=seeds,
             rates=numbers(rates, "--rates", float),
             lengths=numbers(lengths, "--lengths", float),
-            student=Architecture.from_json(student.read_text()) if student else None,
+            student=_read_architecture(student) if student else None,
         )
         config = StudyConfig(
             name=name,
@@ -79,3 +84,18 @@ def reproduce(
         raise typer.Exit(INTERRUPTED) from None
     typer.echo((study.folder / "paper.md").read_text())
     typer.echo(f"{study.folder}/paper.md, paper.json; runs in MLflow: srlnas ui")
+
+
+def _read_architecture(path: Path) -> "Architecture":
+    """Raises ValueError where there is none."""
+    from search_spaces.architecture import Architecture
+    from trainers.student import ARCHITECTURE_FILE
+
+    file = path / ARCHITECTURE_FILE if path.is_dir() else path
+    try:
+        fields = json.loads(file.read_text())
+        return Architecture.from_dict(fields.get("architecture", fields))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {file}") from None
+    except (AttributeError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{file} is no architecture in JSON, nor a student's {ARCHITECTURE_FILE}") from None

@@ -119,6 +119,8 @@ def test_what_failed_is_named_and_tried_again(folder: Path) -> None:
     [
         (("--rates", "fast"), "--rates is 'fast'"),
         (("--seeds", "0"), "at least one seed"),
+        (("--student", "nobody"), "there is no nobody"),
+        (("--student", "."), "there is no architecture.json"),
         (("--resume", "nothing"), "there is no study 'nothing'"),
         (("--data", "no.parquet"), "there is no file"),
     ],

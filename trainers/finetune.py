@@ -75,7 +75,7 @@ def finetune(
     """Trains the student in place on the corpus' train split; returns each task's loss of every step, keywords first.
 
     steps: of one update a task each.
-    targets: of the distillation loss, where the recipe keeps it.
+    targets: of the distillation loss, where the recipe keeps it and the student has prediction layers.
     """
     rng = np.random.default_rng(seed)
     student.to(device).train()
@@ -85,7 +85,9 @@ def finetune(
     speakers, count = _speaker_batches(corpus, recipe, window, rng)
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
     angular = kind(count, generator=torch.Generator().manual_seed(seed)).to(device)
-    kept = distillation_losses(student, targets, recipe.batch, augment, rng, device) if recipe.distilling and targets else None
+    kept = None
+    if recipe.distilling and targets and student.predicted_layers:
+        kept = distillation_losses(student, targets, recipe.batch, augment, rng, device)
     optimizer, schedule = _optimizer(student, angular, recipe, steps)
 
     changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
