@@ -20,7 +20,7 @@ from nas.latency import REFERENCE_FILE, LatencyModel
 from nas.study import Study, open_folder
 from search_spaces.architecture import Baseline, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
-from trainers.baselines import counted_cost
+from trainers.baselines import BASELINE_RATE, counted_cost
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus, check_trainable, load_corpus
 from trainers.distill import distill
@@ -181,7 +181,8 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
     def tell(offset: int, weight: int) -> Callable[[int, int], None] | None:
         return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
 
-    recipe = dataclasses.replace(config.recipe, **task.tuning)
+    own_rate = {"rate": BASELINE_RATE} if isinstance(student.architecture, Baseline) else {}
+    recipe = dataclasses.replace(config.recipe, **{**own_rate, **task.tuning})
     kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
     if kept and kept.is_file():
         student.load_state_dict(load_file(kept))

@@ -19,6 +19,7 @@ from trainers.encoder import LogMel, normalize
 MEL_BINS = 40
 SUB_BANDS = 5
 DROPOUT = 0.1
+BASELINE_RATE = 4e-3  # of fine-tuning: after 250 steps on real speech 46 % of 40 keywords, at a student's 5e-4 19 %
 STEM = 16  # channels of the first convolution at scale 1
 STAGES = ((8, 2, 1, 1), (12, 2, 2, 2), (16, 4, 2, 4), (20, 4, 1, 8))  # channels at scale 1, blocks, stride over mels, dilation
 
