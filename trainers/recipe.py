@@ -35,12 +35,12 @@ class Recipe:
     start: Start = "kept layers"
     narrowing: Narrowing = "importance"
     matching: Matching = "last state"
-    heads: Heads = "predictions"
+    heads: Heads = "every state"
     distill_rate: float = 1e-3
     rate: float = 5e-4
     front_rate: float = 1.0
     margin: Margin = "angular"
-    speeds: tuple[float, ...] = (1.0,)
+    speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
     speaker_speeds: tuple[float, ...] = (1.0,)
     distilling: float = 0.0
     noise_share: float = 0.5
