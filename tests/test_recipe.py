@@ -1,7 +1,9 @@
 """The recipe is configuration: it comes from a file, goes into the study's, and what is wrong in it is named."""
 
 import dataclasses
+import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,15 @@ def test_a_recipe_comes_from_a_file_and_lives_in_the_studys(tmp_path: Path) -> N
 def test_every_choice_has_its_default_among_what_is_allowed() -> None:
     assert all(getattr(Recipe(), name) in allowed and len(set(allowed)) > 1 for name, allowed in CHOICES.items())
     assert {field.name for field in dataclasses.fields(Recipe) if field.type == "float"} <= set(RANGES)
+
+
+def test_the_page_lists_every_field_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "trainers/README.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in dataclasses.asdict(Recipe()).items()}
+    assert listed == text
+    example = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]
+    assert Recipe.from_dict(tomllib.loads(example)) != Recipe()
 
 
 @pytest.mark.parametrize(
