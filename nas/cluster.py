@@ -3,15 +3,18 @@
 import json
 import os
 import socket
+import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from nas.budget import Budget
 from nas.config import StudyConfig
 
+Item = TypeVar("Item")
 ANSWER_SECONDS = 5
 PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
 
@@ -87,6 +90,45 @@ def run_task(text: str) -> dict[str, Any]:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return {"state": "failed", "error": f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"}
+
+
+def run_tasks(
+    items: Sequence[Item],
+    task_json: Callable[[Item], str],
+    config: StudyConfig,
+    workers: int,
+    *,
+    charge: Callable[[Item, float], None],
+    tick: Callable[[float], None],
+) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """Trains the items in Ray workers, in their order; each with its report as it ends.
+
+    task_json: the task of an item. charge: hears the wall seconds of each, those too of what still runs when this is closed.
+    tick: hears, about every second, for how many seconds the ones that run have run.
+    """
+    remote = ray.remote(run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
+    waiting, running = list(items), dict[Any, tuple[Item, float]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                item = waiting.pop(0)
+                running[remote.remote(task_json(item))] = item, time.monotonic()
+            for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
+                item, began = running.pop(reference)
+                charge(item, time.monotonic() - began)
+                yield item, _report(reference)
+            tick(sum(time.monotonic() - began for _, began in running.values()))
+    finally:
+        for item, began in running.values():
+            charge(item, time.monotonic() - began)
+
+
+def _report(reference: Any) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return {"error": f"the worker died: {str(error).splitlines()[0]}"}
+    return report
 
 
 def trainable(config: dict[str, Any]) -> None:

@@ -130,11 +130,11 @@ def _context_of(folder: str) -> Context:
 
 
 def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
-    """Builds, measures, trains, scores and saves one student; returns `scores` and the wall `seconds` it took.
+    """Builds, measures, trains, scores and saves one student; returns `scores`, the wall `seconds` it took, and `cpu_seconds`.
 
     Raises Refused when the measured latency lies wholly beyond the limit, FloatingPointError when training diverges.
     """
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     context = _context_of(task.study)
     torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
     torch.manual_seed(task.seed)
@@ -150,7 +150,7 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
         write_outcome(outcome, folder / f"outcome_{split}.npz")
         scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
     scores |= cost_scores(cost_of(context, trained.architecture, trained.encoder.geometry))
-    return {"scores": scores, "seconds": time.monotonic() - started}
+    return {"scores": scores, "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
 
 
 def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:

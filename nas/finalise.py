@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import ray
 
 from nas.budget import Budget, append_line, read_lines
 from nas.candidates import Candidate
-from nas.cluster import run_task
+from nas.cluster import run_tasks
 from nas.evaluate import Context, Start, Task, task_json
 from nas.pareto import knee, non_dominated
 from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
@@ -220,40 +218,25 @@ class Finals:
         return self.pace.seconds(training_macs(self.context, final.architecture), final.distill_steps, final.finetune_steps)
 
     def _reports(self, finals: Sequence[Final]) -> Iterator[tuple[Final, dict[str, Any]]]:
-        """Each final with its report as it ends. What runs is charged, interrupted or not."""
-        config = self.context.study.config
-        remote = ray.remote(run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
-        waiting, running = list(finals), dict[Any, tuple[Final, float]]()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    final = waiting.pop(0)
-                    cached = self._cached(final)
-                    if cached is not None:
-                        yield final, cached
-                    else:
-                        running[remote.remote(task_json(self._task(final)))] = final, time.monotonic()
-                for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0] if running else []:
-                    final, began = running.pop(reference)
-                    self._charge(final, began)
-                    yield final, self._report(final, reference)
-                self.tick(self.finished + sum(time.monotonic() - began for _, began in running.values()), self.expected)
-        finally:
-            for final, began in running.values():
-                self._charge(final, began)
+        """Each final with its report, those that an earlier study trained at once. What runs is charged, interrupted or not."""
+        cached = {final.name: report for final in finals if (report := self._cached(final)) is not None}
+        for final in finals:
+            if final.name in cached:
+                yield final, cached[final.name]
+        for final, report in run_tasks(
+            [final for final in finals if final.name not in cached],
+            lambda final: task_json(self._task(final)),
+            self.context.study.config,
+            self.workers,
+            charge=self._charge,
+            tick=lambda running: self.tick(self.finished + running, self.expected),
+        ):
+            if "scores" in report and final.role in ("teacher", "paper's student", "BC-ResNet"):
+                self._keep(final, report)
+            yield final, report
 
-    def _charge(self, final: Final, began: float) -> None:
-        seconds = (time.monotonic() - began) * self.resources
-        self.context.study.ledger.charge(SPENT_ON.get(final.role, "references"), seconds)
-
-    def _report(self, final: Final, reference: Any) -> dict[str, Any]:
-        try:
-            report: dict[str, Any] = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            return {"error": f"the worker died: {str(error).splitlines()[0]}"}
-        if "scores" in report and final.role in ("teacher", "paper's student", "BC-ResNet"):
-            self._keep(final, report)
-        return report
+    def _charge(self, final: Final, seconds: float) -> None:
+        self.context.study.ledger.charge(SPENT_ON.get(final.role, "references"), seconds * self.resources)
 
     def _task(self, final: Final) -> Task:
         return Task(

@@ -105,7 +105,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     )
     notes = [
         f"Test split, means of {table['seeds']} seeds, 95 % intervals over speakers and seeds; changes against the teacher tuned "
-        "alike, paired. minDCF at a prior of 0.01. Cost: of one seed, on one worker.",
+        "alike, paired. minDCF at a prior of 0.01. Cost: of one seed; CPU time, or wall time where a worker has a GPU.",
         f"The teacher's settings (validation accuracy / EER, %): {settings}.",
         *(["These results are synthetic: the speech was made by espeak-ng."] if table["synthetic"] else []),
     ]

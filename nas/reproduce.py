@@ -8,13 +8,11 @@ several; all others have the defaults. Lives in a study folder: what `rows.jsonl
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from nas import cluster
@@ -161,16 +159,17 @@ class Reproduction:
 
     def _train(self, rows: Sequence[Row]) -> None:
         trained = {record["name"] for record in self.done() if record["scores"]}
-        waiting, running = [row for row in rows if row.name not in trained], dict[Any, tuple[Row, float]]()
-        config = self.context.study.config
-        remote = ray.remote(cluster.run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                row = waiting.pop(0)
-                running[remote.remote(task_json(self._task(row)))] = row, time.monotonic()
-            for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
-                row, began = running.pop(reference)
-                self._record(row, reference, time.monotonic() - began)
+        waiting = [row for row in rows if row.name not in trained]
+        self.tick(*self._progress())
+        for row, report in cluster.run_tasks(
+            waiting,
+            lambda row: task_json(self._task(row)),
+            self.context.study.config,
+            self.workers,
+            charge=self._charge,
+            tick=lambda _: None,
+        ):
+            self._record(row, report)
             self.tick(*self._progress())
 
     def _progress(self) -> tuple[float, float]:
@@ -184,17 +183,16 @@ class Reproduction:
         tasks = sum(bool(row.tuning.get(task, True)) for task in ("keywords", "speakers"))
         return training_macs(self.context, row.architecture) * (row.distill_steps + tasks * row.finetune_steps)
 
-    def _record(self, row: Row, reference: Any, seconds: float) -> None:
-        try:
-            report: dict[str, Any] = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            report = {"error": f"the worker died: {str(error).splitlines()[0]}"}
+    def _record(self, row: Row, report: Mapping[str, Any]) -> None:
+        seconds = report.get("seconds" if self.context.study.config.gpus else "cpu_seconds", 0.0)
         fields = {**dataclasses.asdict(row), "architecture": json.loads(row.architecture.to_json())}
         append_line(
             self.context.study.folder / ROWS_FILE,
             {**fields, "scores": report.get("scores", {}), "error": report.get("error"), "seconds": seconds},
         )
         self.tell(f"{row.name}: " + (report.get("error") or f"trained in {in_words(seconds)}"))
+
+    def _charge(self, row: Row, seconds: float) -> None:
         self.context.study.ledger.charge(row.model, seconds * max(self.context.study.config.cpus, self.context.study.config.gpus))
 
     def _task(self, row: Row) -> Task:
