@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.data_cli import data_app
-from nas.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe
+from nas.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe, study_inputs
 from nas.reproduce_cli import reproduce
 from nas.teacher_cli import teacher_app
 
@@ -71,7 +71,6 @@ def search(
     from nas.search import check_config
     from nas.search import search as run_search
     from nas.study import create_study, open_study
-    from trainers.teacher_folder import absolute_source
 
     if resume is not None:
         study = open_study(resume)
@@ -82,11 +81,7 @@ def search(
         config = StudyConfig(
             name=name or f"{space}-{time.strftime('%Y%m%d-%H%M%S')}",
             space=space,
-            teacher=absolute_source(teacher),
-            data=tuple(str(Path(path).resolve()) for path in data or ()),
-            trials=str(Path(trials).resolve()) if trials else None,
-            noise=str(Path(noise).resolve()) if noise else None,
-            target=str(Path(target).resolve()) if target.endswith(".toml") else target,
+            **study_inputs(teacher, data, trials, noise, target, cache),
             budget=budget,
             max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
             max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),
@@ -100,7 +95,6 @@ def search(
             gpus=gpus if gpus is not None else 0.5 if parse_budget(budget).resource == "gpu" else 0.0,
             seed=seed,
             tracking_uri=tracking_uri,
-            cache=str(Path(cache).resolve()),
             recipe=read_recipe(recipe, batch),
         )
         check_config(config, ray_address)

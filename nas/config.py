@@ -61,6 +61,11 @@ class StudyConfig:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         if self.targets not in ("auto", "cached", "online"):
             raise ValueError(f"targets is {self.targets!r}; allowed are auto, cached, online")
+        if self.recipe.frozen or not (self.recipe.keywords and self.recipe.speakers):
+            raise ValueError(
+                "a study trains whole students for both tasks: leave keywords, speakers and frozen out of the recipe; "
+                "`srlnas reproduce` compares them"
+            )
 
     def write(self, path: Path) -> None:
         """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""

@@ -29,6 +29,7 @@ from trainers.finetune import finetune
 from trainers.inherit import inherit
 from trainers.metrics import Outcome, rates
 from trainers.precision import pick_device
+from trainers.recipe import Recipe
 from trainers.scoring import score
 from trainers.student import Student, save_student
 from trainers.synthetic import speak_corpus
@@ -153,12 +154,24 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     return {"scores": scores, "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
 
 
+def own_tuning(network: Network) -> dict[str, Any]:
+    """What a network's training has of its own instead of the recipe's."""
+    return {"rate": BASELINE_RATE} if isinstance(network, Baseline) else {}
+
+
 def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:
-    teacher, recipe = context.teacher, context.study.config.recipe
+    recipe, keywords = context.study.config.recipe, context.corpus.keyword_labels
+    return make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
+
+
+def make_student(
+    teacher: Teacher, recipe: Recipe, keywords: tuple[str, ...], architecture: Network, start: Start, *, distilled: bool
+) -> Student:
+    """Raises ValueError where the start is from layers that do not hold the student."""
     student = Student(
         architecture,
         teacher.encoder.geometry if start == "teacher" else teacher.geometry,
-        context.corpus.keyword_labels,
+        keywords,
         predicted_layers=teacher.predicted_layers if distilled else (),
         target_width=teacher.architecture.width if distilled else 0,
         heads=recipe.heads,
@@ -181,8 +194,7 @@ def train(context: Context, student: Student, task: Task, progress: Progress | N
     def tell(offset: int, weight: int) -> Callable[[int, int], None] | None:
         return (lambda step, _: progress((offset + weight * step) / updates)) if progress else None
 
-    own_rate = {"rate": BASELINE_RATE} if isinstance(student.architecture, Baseline) else {}
-    recipe = dataclasses.replace(config.recipe, **{**own_rate, **task.tuning})
+    recipe = dataclasses.replace(config.recipe, **task.tuning)
     kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
     if kept and kept.is_file():
         student.load_state_dict(load_file(kept))

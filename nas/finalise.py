@@ -15,7 +15,7 @@ import numpy as np
 from nas.budget import Budget, append_line, read_lines
 from nas.candidates import Candidate
 from nas.cluster import run_tasks
-from nas.evaluate import Context, Start, Task, task_json
+from nas.evaluate import Context, Start, Task, own_tuning, task_json
 from nas.pareto import knee, non_dominated
 from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
 from nas.searcher import values_of
@@ -248,6 +248,7 @@ class Finals:
             finetune_steps=final.finetune_steps,
             splits=("val", "test"),
             seed=self.context.study.config.seed,
+            tuning=own_tuning(final.architecture),
         )
 
     def _cache(self, final: Final) -> Path:
@@ -255,7 +256,7 @@ class Finals:
         context, config = self.context, self.context.study.config
         cache = Path(config.cache)
         files = [content_hash(Path(path), cache) for path in (config.trials, config.noise) if path]
-        recipe = [asdict(config.recipe), final.distill_steps, final.finetune_steps]
+        recipe = [asdict(config.recipe), own_tuning(final.architecture), final.distill_steps, final.finetune_steps]
         data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
         what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipe, data]
         return cache / "references" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

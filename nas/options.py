@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -40,3 +40,22 @@ def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
     return Recipe.from_dict(fields | ({"batch": batch} if batch is not None else {}))
+
+
+def study_inputs(
+    teacher: str, data: list[str] | None, trials: str | None, noise: str | None, target: str, cache: str
+) -> dict[str, Any]:
+    """The inputs of a study as fields of its configuration, with paths that hold from any folder."""
+    from trainers.teacher_folder import absolute_source
+
+    def absolute(path: str) -> str:
+        return str(Path(path).resolve())
+
+    return {
+        "teacher": absolute_source(teacher),
+        "data": tuple(absolute(path) for path in data or ()),
+        "trials": absolute(trials) if trials else None,
+        "noise": absolute(noise) if noise else None,
+        "target": absolute(target) if target.endswith(".toml") else target,
+        "cache": absolute(cache),
+    }

@@ -105,8 +105,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     )
     notes = [
         f"Test split, means of {table['seeds']} seeds, 95 % intervals over speakers and seeds; changes against the teacher tuned "
-        "alike, paired. minDCF at a prior of 0.01. Cost: of one seed; CPU time, or wall time where a worker has a GPU.",
-        f"The teacher's settings (validation accuracy / EER, %): {settings}.",
+        "alike, paired. minDCF at a prior of 0.01. Cost: of one seed; CPU time, or wall time where a worker has a GPU; the "
+        "student's distillation is in the joint row, the other variants start from it.",
+        f"The teacher's settings, tuned for both tasks (validation accuracy / EER, %): {settings}.",
         *(["These results are synthetic: the speech was made by espeak-ng."] if table["synthetic"] else []),
     ]
     notes += [
@@ -149,6 +150,6 @@ def log_rows(tracking: Tracking, records: Sequence[Record]) -> None:
                 **record["tuning"],
             },
             metrics={**record["scores"], "seconds": record["seconds"]},
-            tags={"error": record["error"]} if record["error"] else {},
+            tags={"error": record["error"] or ""},
             status="FINISHED" if record["scores"] else "FAILED",
         )

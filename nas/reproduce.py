@@ -1,8 +1,9 @@
 """`srlnas reproduce`: the paper's table (Kerpicci et al., arXiv 2210.16611) on any teacher and corpus.
 
 The teacher and its student, each tuned for one task, for both, and for both with the encoder frozen; beside them two networks that
-distil nothing: the student's architecture from scratch, and BC-ResNet. The teacher's rate and length are chosen by validation among
-several; all others have the defaults. Lives in a study folder: what `rows.jsonl` has is not trained again.
+distil nothing: the student's architecture from scratch, and BC-ResNet. The teacher's rate and length are chosen once among several,
+tuned for both tasks, by validation; all others have the recipe's (BC-ResNet a rate of its own). Lives in a study folder: what
+`rows.jsonl` has is not trained again.
 """
 
 import dataclasses
@@ -19,18 +20,19 @@ from nas import cluster
 from nas.budget import append_line, in_words, parse_budget, read_lines
 from nas.config import StudyConfig
 from nas.connection import default_tracking_uri
-from nas.evaluate import Context, Start, Task, build_student, task_json
+from nas.evaluate import Context, Start, Task, make_student, own_tuning, task_json
 from nas.finalise import equal_updates
 from nas.paper import FROZEN, JOINT, build_table, log_rows, markdown
 from nas.plan import training_macs
 from nas.progress import Tick, progress
 from nas.search import facts, prepare
-from nas.study import Study, create_study
-from nas.tracking import open_tracking
+from nas.study import EXPERIMENT_FILE, Study, create_study
+from nas.tracking import Tracking, open_tracking
 from search_spaces.architecture import Architecture, Baseline, Network
 from search_spaces.catalog import paper_student
+from trainers.teacher import load_teacher
 
-EXPERIMENT_FILE, ROWS_FILE = "experiment.json", "rows.jsonl"
+ROWS_FILE, SETTING_FILE = "rows.jsonl", "setting.json"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     JOINT: {},
     "keywords alone": {"speakers": False},
@@ -83,17 +85,25 @@ class Reproduction:
 
     def run(self) -> list[dict[str, Any]]:
         """All rows, the teacher's settings first. Students that share a distillation wait for the first of them."""
-        build_student(self.context, self.student, "kept layers", distilled=True)  # one that does not fit is refused now
         self._train(list(self.settings()))
-        rows = list(self.rows(self.best_setting()))
+        rows = list(self.rows(self.chosen_setting()))
         self._train([row for row in rows if row.variant == JOINT])
-        self._train(rows)
+        self._train([row for row in rows if row.variant != JOINT])
         return self.done()
 
     def settings(self) -> Iterator[Row]:
         for rate, length in itertools.product(self.experiment.rates, self.experiment.lengths):
             steps = max(1, round(length * self.finetune_steps))
             yield self._teacher(f"setting-{rate:g}-{steps}", JOINT, 0, {"rate": rate}, steps, splits=("val",))
+
+    def chosen_setting(self) -> Row:
+        """The best when the first row was trained: a setting that failed then and is trained later must not mix two in a row."""
+        study = self.context.study
+        name = study.read_json(SETTING_FILE)
+        if name is None:
+            name = self.best_setting().name
+            study.write_json(SETTING_FILE, name)
+        return next(row for row in self.settings() if row.name == name)
 
     def best_setting(self) -> Row:
         """By the sum of keyword error and EER on validation speakers. Raises ValueError when none was trained."""
@@ -133,7 +143,7 @@ class Reproduction:
                     start="random",
                     distill_steps=0,
                     finetune_steps=updates,
-                    tuning={},
+                    tuning=own_tuning(network),
                 )
 
     def _teacher(
@@ -181,7 +191,8 @@ class Reproduction:
 
     def _work(self, row: Row) -> float:
         tasks = sum(bool(row.tuning.get(task, True)) for task in ("keywords", "speakers"))
-        return training_macs(self.context, row.architecture) * (row.distill_steps + tasks * row.finetune_steps)
+        distilled = row.distill_steps if row.variant == JOINT else 0  # the others take over what it distilled
+        return training_macs(self.context, row.architecture) * (distilled + tasks * row.finetune_steps)
 
     def _record(self, row: Row, report: Mapping[str, Any]) -> None:
         seconds = report.get("seconds" if self.context.study.config.gpus else "cpu_seconds", 0.0)
@@ -193,7 +204,8 @@ class Reproduction:
         self.tell(f"{row.name}: " + (report.get("error") or f"trained in {in_words(seconds)}"))
 
     def _charge(self, row: Row, seconds: float) -> None:
-        self.context.study.ledger.charge(row.model, seconds * max(self.context.study.config.cpus, self.context.study.config.gpus))
+        config = self.context.study.config
+        self.context.study.ledger.charge(row.model, seconds * (config.gpus or config.cpus))
 
     def _task(self, row: Row) -> Task:
         return Task(
@@ -233,9 +245,7 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
             table = build_table(study, records, facts(context), experiment.seeds)
             study.write_json("paper.json", table)
             (study.folder / "paper.md").write_text(markdown(table))
-            log_rows(tracking, records)
-            for name in ("paper.json", "paper.md"):
-                tracking.client.log_artifact(tracking.run_id, str(study.folder / name))
+            _publish(study, tracking, records)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -246,18 +256,33 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
     return table
 
 
+def _publish(study: Study, tracking: Tracking, records: list[dict[str, Any]]) -> None:
+    """Raises ValueError when MLflow does not take it: nothing is lost then."""
+    try:
+        log_rows(tracking, records)
+        for name in ("paper.json", "paper.md"):
+            tracking.client.log_artifact(tracking.run_id, str(study.folder / name))
+    except Exception as error:  # MLflow's and its transports' many kinds
+        raise ValueError(
+            f"MLflow did not take the results ({str(error).splitlines()[0]}); the table is in {study.folder}/paper.md, and "
+            f"`srlnas reproduce --resume {study.config.name}` logs it again"
+        ) from error
+
+
 def new_experiment(config: StudyConfig, experiment: Experiment) -> Study:
+    """Raises ValueError, before a folder is made, for a rate that no recipe has and a student that does not fit the teacher."""
+    for rate in experiment.rates:
+        dataclasses.replace(config.recipe, rate=rate)
+    teacher = load_teacher(config.teacher)
+    student = experiment.student or paper_student(teacher.architecture)
+    make_student(teacher, config.recipe, ("keyword",), student, config.recipe.start, distilled=True)
     study = create_study(config)
     study.write_json(EXPERIMENT_FILE, dataclasses.asdict(experiment))
     return study
 
 
 def read_experiment(study: Study) -> Experiment:
-    """Raises ValueError where the study is a search."""
-    fields: dict[str, Any] | None = study.read_json(EXPERIMENT_FILE)
-    if fields is None:
-        name = study.config.name
-        raise ValueError(f"the study {name} is a search; continue it with `srlnas search --resume {name}`")
+    fields: dict[str, Any] = study.read_json(EXPERIMENT_FILE)
     student = fields["student"]
     return Experiment(
         seeds=fields["seeds"],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe
+from nas.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe, study_inputs
 
 if TYPE_CHECKING:
     from search_spaces.architecture import Architecture
@@ -47,10 +47,9 @@ def reproduce(
     from nas.reproduce import reproduce as run
     from nas.search import check_config
     from nas.study import open_study
-    from trainers.teacher_folder import absolute_source
 
     if resume is not None:
-        study = open_study(resume)
+        study = open_study(resume, command="reproduce")
         experiment = read_experiment(study)
     else:
         experiment = Experiment(
@@ -61,18 +60,13 @@ def reproduce(
         )
         config = StudyConfig(
             name=name,
-            teacher=absolute_source(teacher),
-            data=tuple(str(Path(path).resolve()) for path in data or ()),
-            trials=str(Path(trials).resolve()) if trials else None,
-            noise=str(Path(noise).resolve()) if noise else None,
-            target=str(Path(target).resolve()) if target.endswith(".toml") else target,
+            **study_inputs(teacher, data, trials, noise, target, cache),
             budget="1gpu-days" if gpus else "1cpu-days",
-            distill_steps=distill_steps or steps,
+            distill_steps=steps if distill_steps is None else distill_steps,
             finetune_steps=steps,
             cpus=cpus,
             gpus=gpus,
             tracking_uri=tracking_uri,
-            cache=str(Path(cache).resolve()),
             recipe=read_recipe(recipe, batch),
         )
         check_config(config, ray_address)

@@ -13,6 +13,7 @@ from nas.candidates import Candidate
 from nas.config import StudyConfig, check_name
 
 STUDIES = Path("studies")
+EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +74,34 @@ def create_study(config: StudyConfig, studies: Path = STUDIES) -> Study:
     """Raises ValueError when a study of that name exists."""
     folder = studies / config.name
     if folder.exists():
-        raise ValueError(
-            f"the study {config.name} exists; continue it with `srlnas search --resume {config.name}` or choose another --name"
-        )
+        raise ValueError(f"the study {config.name} exists; {_to_continue(folder)} or choose another --name")
     folder.mkdir(parents=True)
     config.write(folder / "study.toml")
     return Study(folder=folder, config=config)
 
 
-def open_study(name: str | None = None, studies: Path = STUDIES) -> Study:
-    """The study of that name, without one the study that was begun last. Raises ValueError where there is none."""
+def open_study(name: str | None = None, studies: Path = STUDIES, command: str = "search") -> Study:
+    """The study of that name, without one the last that the command began. Raises ValueError where there is none."""
     known = sorted(
         (path.parent for path in studies.glob("*/study.toml")), key=lambda folder: (folder / "study.toml").stat().st_mtime
     )
     if name is not None:
         check_name(name)
-    wanted = [folder for folder in known if name in (None, folder.name)]
+    wanted = [folder for folder in known if (folder.name == name if name else command_of(folder) == command)]
     if not wanted:
         what = f"there is no study {name!r} in {studies}/" if name else f"there is no study in {studies}/"
         raise ValueError(f"{what}; known: {', '.join(folder.name for folder in known) or 'none, begin one with `srlnas search`'}")
+    if command_of(wanted[-1]) != command:
+        raise ValueError(f"the study {name} is not of `srlnas {command}`; {_to_continue(wanted[-1])}")
     return open_folder(wanted[-1])
+
+
+def command_of(folder: Path) -> str:
+    return "reproduce" if (folder / EXPERIMENT_FILE).is_file() else "search"
+
+
+def _to_continue(folder: Path) -> str:
+    return f"continue it with `srlnas {command_of(folder)} --resume {folder.name}`"
 
 
 def open_folder(folder: Path) -> Study:

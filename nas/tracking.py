@@ -60,7 +60,7 @@ class Tracking:
             run,
             params=_flat(asdict(candidate.architecture)),
             metrics={**candidate.scores, "seconds": candidate.seconds},
-            tags=_own({**tags, **{key: note for key, note in notes.items() if note or f"srlnas.{key}" in run.data.tags}}),
+            tags=_own({**tags, **notes}),
             step=candidate.rung,
             status=STATUS[candidate.state],
         )
@@ -197,7 +197,7 @@ class Tracking:
             if math.isfinite(value) and known.get(name) != float(value)
         ]
         new_params = [Param(name, value) for name, value in (params or {}).items() if name not in run.data.params]
-        new_tags = [RunTag(name, value) for name, value in (tags or {}).items() if run.data.tags.get(name) != value]
+        new_tags = [RunTag(name, value) for name, value in (tags or {}).items() if run.data.tags.get(name, "") != value]
         if new_metrics or new_params or new_tags:
             self.client.log_batch(run.info.run_id, new_metrics, new_params, new_tags)
         if status == "RUNNING" != run.info.status:

@@ -179,7 +179,7 @@ def test_masks_silence_a_band_and_spans_in_their_share_of_windows() -> None:
 def test_a_clip_at_another_speed_fills_the_window(tiny_corpus: Corpus) -> None:
     rows = [int(row) for row in tiny_corpus.rows("train") if tiny_corpus.length(int(row)) == 24_000]
     plain = Augmentation(noise_share=0.0, gain_db=0.0)
-    for speed in (0.8, 1.0, 1.25):
+    for speed in (0.8, 0.875, 0.975, 1.0, 1.075, 1.25):
         heard = training_windows(tiny_corpus, rows, WINDOW, rng(), plain, speeds=[speed] * len(rows)).numpy()
         assert heard.shape == (len(rows), WINDOW)
         assert (np.abs(heard[:, -400:]).max(1) > 0.01).all()  # no silence at the end

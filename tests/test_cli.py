@@ -1,6 +1,7 @@
 """Each mistake that a user can make is one clear line, exit code 2, and leaves nothing half-done."""
 
 import io
+import json
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 import soundfile
 
 from nas.cli import main, quantity
+from nas.config import StudyConfig
+from nas.reproduce import Experiment, new_experiment
 from trainers.parquet import write_corpus
 from trainers.teacher import BUNDLED_FOLDER
 
@@ -105,6 +108,37 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_made(
 ) -> None:
     assert message in refused(tmp_path, "search", *arguments)
     assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rates", "5"), "rate is 5.0; it is from"),
+        (("--rates", "fast"), "--rates is 'fast'"),
+        (("--seeds", "0"), "at least one seed"),
+        (("--distill-steps", "0"), "distill_steps is 0"),
+        (("--student", "nobody"), "there is no nobody"),
+        (("--student", "."), "there is no architecture.json"),
+        (("--student", "wide.json"), "wider than its teacher"),
+        (("--resume", "nothing"), "no study 'nothing'"),
+        (("--data", "nowhere.parquet"), "nowhere.parquet"),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused_before_anything_is_made(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    wide = {"front_end": "wave", "front_width": 128, "frame_stride": 1, "width": 512}
+    (tmp_path / "wide.json").write_text(json.dumps({**wide, "heads": [8], "ffn_dims": [512], "kept_layers": [1]}))
+    assert message in refused(tmp_path, "reproduce", *arguments)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize("arguments", [("search", "--resume", "paper"), ("front", "paper"), ("reproduce",)])
+def test_an_experiment_is_no_search(tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new_experiment(StudyConfig(name="paper"), Experiment())
+    assert "continue it with `srlnas reproduce --resume paper`" in refused(tmp_path, *arguments)
+    assert "no study in" in refused(tmp_path, "front")  # nor is it the last search
 
 
 def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from trainers.recipe import CHOICES, RANGES, Recipe
 
 
 def test_a_recipe_comes_from_a_file_and_lives_in_the_studys(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text('margin = "additive"\nspeeds = [0.9, 1.0, 1.1]\nbatch = 8\nfrozen = true\n')
+    (tmp_path / "recipe.toml").write_text('margin = "additive"\nspeeds = [0.9, 1.0, 1.1]\nbatch = 8\nmask_share = 1\n')
     recipe = read_recipe(tmp_path / "recipe.toml", 32)
-    assert recipe == dataclasses.replace(Recipe(), margin="additive", speeds=(0.9, 1.0, 1.1), batch=32, frozen=True)
+    assert recipe == dataclasses.replace(Recipe(), margin="additive", speeds=(0.9, 1.0, 1.1), batch=32, mask_share=1)
     assert read_recipe(None, None) == Recipe()
     config = StudyConfig(name="a", recipe=recipe, data=("b.parquet",))
     config.write(tmp_path / "study.toml")
@@ -43,7 +43,12 @@ def test_the_page_lists_every_field_with_its_default() -> None:
     [
         ({"margin": "wide"}, "margin is 'wide'; allowed are angular, additive"),
         ({"rates": 1e-3}, "no rates; known are"),
-        ({"rate": "fast"}, "another kind"),
+        ({"rate": "fast"}, "rate is 'fast', another kind"),
+        ({"frozen": "false"}, "another kind"),
+        ({"batch": 16.5}, "another kind"),
+        ({"noise_share": True}, "another kind"),
+        ({"speeds": 1.0}, "another kind"),
+        ({"speeds": ["fast"]}, "another kind"),
         ({"rate": float("nan")}, "rate is nan"),
         ({"mask_share": 1.5}, "mask_share is 1.5; it is from 0 to 1"),
         ({"batch": 1}, "batch is 1"),
@@ -57,6 +62,13 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=re.escape(part)) as raised:
         Recipe.from_dict(fields)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("fields", [{"keywords": False}, {"speakers": False}, {"frozen": True}])
+def test_a_study_trains_everything_for_both_tasks(fields: dict[str, Any]) -> None:
+    """Its references and its table are made of these three."""
+    with pytest.raises(ValueError, match=r"srlnas reproduce.* compares"):
+        StudyConfig(name="a", recipe=Recipe.from_dict(fields))
 
 
 @pytest.mark.parametrize(

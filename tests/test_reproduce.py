@@ -18,10 +18,10 @@ REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
 TINY = ("--name", "paper", "--steps", "2", "--seeds", "2", "--rates", "1e-3,5e-4", "--lengths", "1", "--batch", "4")
 
 
-def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str) -> str:
     done = subprocess.run([*REPRODUCE, *arguments], cwd=folder, capture_output=True, text=True, timeout=560)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,9 @@ def test_every_training_is_a_run(folder: Path) -> None:
 
 
 def test_an_interrupted_experiment_trains_what_is_missing_and_what_failed_alone(folder: Path) -> None:
+    """Also when a setting that failed at first would now be the best: the rows that stand were trained with another."""
     path = folder / "studies/paper/rows.jsonl"
-    lines = path.read_text().splitlines()
+    lines = [_better_if_not_chosen(line, folder) for line in path.read_text().splitlines()]
     before = (folder / "studies/paper/paper.json").read_text()
     failed = {**json.loads(lines[-3]), "scores": {}, "error": "the loss became nan"}
     path.write_text("\n".join([*lines[:-2], json.dumps(failed), lines[-2][:20]]) + "\n")  # the last line was torn
@@ -96,7 +97,7 @@ def test_an_interrupted_experiment_trains_what_is_missing_and_what_failed_alone(
     table = build_table(open_folder(folder / "studies/paper"), records, {"teacher_params": 1, "synthetic": True}, 2)
     assert table["failed"] == {failed["name"]: "the loss became nan"} and failed["name"] in markdown(table)
     assert (failed["model"], failed["variant"]) not in {(row["model"], row["variant"]) for row in table["rows"]}
-    told = run(folder, "--resume", "paper").stdout
+    told = run(folder, "--resume", "paper")
     assert "| BC-ResNet | joint |" in told
     assert told.count("trained in") == 3  # a line for each that was trained again
     again = json.loads((folder / "studies/paper/paper.json").read_text())
@@ -104,18 +105,8 @@ def test_an_interrupted_experiment_trains_what_is_missing_and_what_failed_alone(
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (("--rates", "fast"), "--rates is 'fast'"),
-        (("--seeds", "0"), "at least one seed"),
-        (("--student", "nobody"), "there is no nobody"),
-        (("--student", "."), "there is no architecture.json"),
-        (("--resume", "nothing"), "there is no study 'nothing'"),
-        (("--data", "no.parquet"), "there is no file"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
-    done = run(tmp_path, *arguments, check=False)
-    assert done.returncode == 2 and part in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not (tmp_path / "studies").exists()
+def _better_if_not_chosen(line: str, folder: Path) -> str:
+    record = json.loads(line)
+    if "test" in record["splits"] or record["name"] == json.loads((folder / "studies/paper/setting.json").read_text()):
+        return line
+    return json.dumps({**record, "scores": {**record["scores"], "keyword_error": 0.0, "eer": 0.0}})

@@ -29,16 +29,18 @@ def cut(corpus: Corpus, row: int, start: int, window: int) -> NDArray[np.float32
 
 
 def cut_at_speed(corpus: Corpus, row: int, start: int, window: int, speed: float) -> NDArray[np.float32]:
-    """`cut` of a clip that is played at another speed, pitch and tempo together; `start` is in the clip's own samples.
+    """`cut` of a clip that is played at another speed, pitch and tempo together; `start` is in the clip's own samples. A speed is
+    taken in whole hundredths.
 
     torchaudio's resampler makes its filters anew in every call: 50 times as slow for a window.
     """
     if speed == 1:
         return cut(corpus, row, start, window)
     margin = 64  # keeps the resampler's edge out
-    raw = cut(corpus, row, start - margin, math.ceil(window * speed) + 2 * margin)
-    skipped = round(margin / speed)
-    return np.asarray(scipy.signal.resample_poly(raw, 100, round(100 * speed))[skipped : skipped + window], np.float32)
+    percent = round(100 * speed)
+    raw = cut(corpus, row, start - margin, math.ceil(window * percent / 100) + 2 * margin)
+    skipped = round(100 * margin / percent)
+    return np.asarray(scipy.signal.resample_poly(raw, 100, percent)[skipped : skipped + window], np.float32)
 
 
 def window_starts(length: int, window: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""How a student is trained: every choice that was compared, one factor at a time; the defaults are what won (README.md)."""
+"""How a student is trained: one record of options. README.md tells which were compared, one factor at a time, and what won."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -74,14 +74,20 @@ class Recipe:
         if unknown := set(fields) - known:
             raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        try:
-            return cls(**values)
-        except TypeError:  # a text where a number belongs
-            raise ValueError(f"a recipe's field is of another kind than its default: {values}") from None
+        for name, value in values.items():
+            if not _is_like(value, getattr(cls, name)):
+                raise ValueError(f"the recipe's {name} is {value!r}, another kind than its default, {getattr(cls, name)!r}")
+        return cls(**values)
 
     def augmentation(self, noise: Corpus | None) -> Augmentation:
         """Of what everything hears; keyword windows go through more."""
         return Augmentation(noise=noise, noise_share=self.noise_share)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(item, 0.0) for item in value)
+    return type(value) in ((int, float) if isinstance(default, float) else (type(default),))  # a bool is an int, but no number
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -20,6 +20,7 @@ import torch
 from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
 from trainers.corpora import Corpus, load_corpus
+from trainers.decoding import content_hash
 from trainers.distill import distill
 from trainers.encoder import SpeechEncoder
 from trainers.finetune import finetune
@@ -55,6 +56,7 @@ class Bench:
     corpus: Corpus
     trials: Trials
     noise: Corpus | None
+    digests: tuple[str, ...]  # of the corpus, trials and noise
     teacher: Teacher
     targets: Targets
     steps: int
@@ -90,7 +92,7 @@ def outcome_of(bench: Bench, setting: Setting, seed: int) -> tuple[Outcome, floa
         "steps": bench.steps,
         "seed": seed,
         "teacher": bench.teacher.digest,
-        "corpus": bench.corpus.digest,
+        "speech": bench.digests,
     }
     path = bench.out / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}.npz"
     if not path.is_file():
@@ -171,6 +173,7 @@ def main() -> None:
         corpus=corpus,
         trials=load_trials(asked.trials, corpus)["val"],
         noise=load_corpus([asked.noise], asked.cache) if asked.noise else None,
+        digests=(corpus.digest, *(content_hash(path, asked.cache) for path in (asked.trials, asked.noise) if path)),
         teacher=teacher,
         targets=prepare_targets(teacher, corpus, asked.cache, window=WINDOW, limit=TARGET_WINDOWS, seed=0),
         steps=asked.steps,
