@@ -84,12 +84,13 @@ class Reproduction:
         self.distill_steps, self.finetune_steps = config.distill_steps, config.finetune_steps
 
     def run(self) -> list[dict[str, Any]]:
-        """All rows, the teacher's settings first. Students that share a distillation wait for the first of them."""
+        """The records of all rows, the teacher's settings first. Students that share a distillation wait for the first of them."""
         self._train(list(self.settings()))
         rows = list(self.rows(self.chosen_setting()))
         self._train([row for row in rows if row.variant == JOINT])
         self._train([row for row in rows if row.variant != JOINT])
-        return self.done()
+        done = {record["name"]: record for record in self.done()}
+        return [done[row.name] for row in (*self.settings(), *rows) if row.name in done]  # not as they happened to end
 
     def settings(self) -> Iterator[Row]:
         for rate, length in itertools.product(self.experiment.rates, self.experiment.lengths):

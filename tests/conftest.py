@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trainers.parquet import write_corpus
 from trainers.teacher import Teacher, load_teacher
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would what it starts
 
 CONTOURS = {"rise": (110.0, 220.0), "fall": (220.0, 110.0), "flat": (160.0, 160.0)}  # hertz at a clip's start and end
 SPEAKERS = {"train": 4, "val": 3, "test": 3}
