@@ -3,7 +3,7 @@ BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow bench-teacher bench-recipe install clean
+.PHONY: search test lint slow bench-teacher bench-recipe bench-latency install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -19,6 +19,9 @@ bench-teacher: install
 
 bench-recipe: install
 	$(RUN)/python tests/benchmarks/bench_recipe.py $(SPEECH)
+
+bench-latency: install
+	$(RUN)/python tests/benchmarks/bench_latency.py
 
 lint: install
 	$(RUN)/ruff check .

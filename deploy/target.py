@@ -10,7 +10,8 @@ from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
 RUNTIMES = ("onnxruntime",)
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32",)  # of what is exported
+DATA_SHEET = ("peak_gflops", "sustained_gflops", "peak_bandwidth", "sustained_bandwidth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,10 @@ class Target:
     """Where and how a student runs. Limits that are None do not bind.
 
     threads: of the runtime. window: samples at 16 kHz that the student hears at once.
-    max_latency_ms: of one window. max_params: weights in the exported graph. max_memory_bytes: weights and peak activations.
+    max_latency_ms: of one window. max_params: weights in the exported graph. max_memory_bytes: most that the process of an
+    inference holds, interpreter and runtime included.
+    cores, memory_bytes: of the device. peak_*, sustained_*: its data sheet, one core at fp32 (GFLOP/s, GB/s); all or none.
+    sources: where those figures come from. A target without a data sheet is the machine that srlnas runs on.
     Raises ValueError when a field is of the wrong kind or out of range.
     """
 
@@ -31,6 +35,13 @@ class Target:
     max_latency_ms: float | None = None
     max_params: int | None = None
     max_memory_bytes: int | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
+    peak_gflops: float | None = None
+    sustained_gflops: float | None = None
+    peak_bandwidth: float | None = None
+    sustained_bandwidth: float | None = None
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field, allowed in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
@@ -40,9 +51,22 @@ class Target:
             raise ValueError(f"target {self.name!r}: description is {self.description!r}; it is a text")
         self._check_number("threads", smallest=1)
         self._check_number("window", smallest=RECEPTIVE_FIELD + FRAME_SAMPLES)
-        for field in ("max_latency_ms", "max_params", "max_memory_bytes"):
+        for field in ("max_params", "max_memory_bytes", "cores", "memory_bytes"):
             if getattr(self, field) is not None:
-                self._check_number(field, smallest=1, whole=field != "max_latency_ms")
+                self._check_number(field, smallest=1)
+        for field in ("max_latency_ms", *DATA_SHEET):
+            if getattr(self, field) is not None:
+                self._check_number(field, smallest=0, whole=False)
+        if missing := [field for field in DATA_SHEET if getattr(self, field) is None]:
+            if len(missing) < len(DATA_SHEET):
+                raise ValueError(f"target {self.name!r}: its data sheet lacks {', '.join(missing)}")
+        elif self.peak_gflops < self.sustained_gflops or self.peak_bandwidth < self.sustained_bandwidth:  # type: ignore[operator]
+            raise ValueError(f"target {self.name!r}: what is sustained cannot be above the peak")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the machine that this runs on, so that it can be measured at any time."""
+        return self.sustained_gflops is None
 
     def _check_number(self, field: str, *, smallest: int, whole: bool = True) -> None:
         value: object = getattr(self, field)
@@ -88,4 +112,7 @@ def _from_fields(path: Path, fields: dict[str, Any]) -> Target:
         raise ValueError(f"{path} has the unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}")
     if "description" not in fields:
         raise ValueError(f'{path} has no description: add a line like description = "my board, 4 cores"')
-    return Target(name=path.stem, **fields)
+    sources = fields.get("sources", [])
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise ValueError(f"{path}: sources is {sources!r}; it is a list of texts")
+    return Target(name=path.stem, **{**fields, "sources": tuple(sources)})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nas.latency import Kind
 from search_spaces.architecture import Architecture
 
 State = Literal["running", "complete", "stopped", "refused", "failed"]
@@ -30,9 +31,9 @@ class Candidate:
     """One student of a study. Changed by `dataclasses.replace` alone.
 
     scores: by name; quality in percent on the validation split, costs (params, macs, weight_bytes, peak_activation_bytes),
-    latency_ms with latency_low and latency_high.
+    latency_ms and memory_bytes as predicted, each with _low and _high.
     seconds: resource-seconds used. weights: folder of the trained student, relative to the study.
-    error: why it was refused or failed. run_id: its MLflow run.
+    error: why it was refused or failed. run_id: its MLflow run. latency_kind: what its latency and memory rest on.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Candidate:
     weights: str | None = None
     error: str | None = None
     run_id: str | None = None
+    latency_kind: Kind = "calibrated"
 
     def to_json(self) -> str:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -11,6 +11,7 @@ import typer
 
 from nas.data_cli import data_app
 from nas.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe, study_inputs
+from nas.profile_cli import profile_app
 from nas.reproduce_cli import reproduce
 from nas.teacher_cli import teacher_app
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(profile_app, name="profile")
 app.command()(reproduce)
 
 
@@ -43,7 +45,7 @@ def search(
     name: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
     max_latency: Annotated[str | None, typer.Option(help="Refuse slower candidates: 12ms.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Refuse larger candidates: 2M, 300k.")] = None,
-    max_memory: Annotated[str | None, typer.Option(help="Refuse candidates of more weights and activations: 4MB.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Refuse candidates whose process needs more: 64MB.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Train at most so many candidates.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
@@ -68,7 +70,7 @@ def search(
     from nas.budget import parse_budget
     from nas.config import StudyConfig
     from nas.progress import console
-    from nas.search import check_config
+    from nas.search import check_config, check_target
     from nas.search import search as run_search
     from nas.study import create_study, open_study
 
@@ -98,6 +100,7 @@ def search(
             recipe=read_recipe(recipe, batch),
         )
         check_config(config, ray_address)
+        check_target(config)
         study = create_study(config)
     try:
         front = run_search(study, console(), ray_address=ray_address)

@@ -81,12 +81,10 @@ def workers(config: StudyConfig, budget: Budget) -> int:
 
 def run_task(text: str) -> dict[str, Any]:
     """One training in a worker. Whatever goes wrong comes back as a report: the search goes on."""
-    from nas.evaluate import Refused, evaluate, task_from_json
+    from nas.evaluate import evaluate, task_from_json
 
     try:
         return {"state": "complete", **evaluate(task_from_json(text))}
-    except Refused as reason:
-        return {"state": "refused", "error": str(reason)}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return {"state": "failed", "error": f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"}

@@ -18,7 +18,7 @@ class StudyConfig:
     """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: `mini`, a folder or a hub id.
 
     data: Parquet corpora, together one; empty for the embedded default. trials, noise: Parquet, or none.
-    budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of weights and activations).
+    budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
     candidates: at most so many. distill_steps, finetune_steps: of a candidate; planned from the budget when None.
     full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
     target_windows: at most so many windows of teacher states. cpus, gpus: of one worker.

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deploy.target import Target, load_target
-from nas.latency import REFERENCE_FILE, LatencyModel
+from nas.device import is_prepared, study_device
+from nas.profile import Device
 from nas.study import Study, open_folder
 from search_spaces.architecture import Baseline, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
@@ -39,11 +40,6 @@ from trainers.trials import Trials, load_trials, make_trials
 
 Start = Literal["kept layers", "random", "teacher"]
 Progress = Callable[[float], None]
-REFERENCE_MS = "latency.json"
-
-
-class Refused(Exception):
-    """The candidate breaks a limit: it is not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +75,15 @@ class Context:
     augment: Augmentation
     teacher: Teacher
     targets: Targets
-    latency: LatencyModel
+
+    @functools.cached_property
+    def device(self) -> Device:
+        """What the target will need for a student."""
+        return study_device(self.study, self.target)
 
 
 def open_context(study: Study, progress: Callable[[int, int], None] | None = None) -> Context:
-    """Decodes and computes what the cache lacks. The study must be calibrated (its `latency.json` written)."""
+    """Decodes and computes what the cache lacks."""
     config = study.config
     cache, device = Path(config.cache), pick_device()
     target, teacher = load_target(config.target), load_teacher(config.teacher)
@@ -103,7 +103,6 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
         device=device,
         progress=progress,
     )
-    reference_ms = float(study.read_json(REFERENCE_MS)["reference_ms"])
     return Context(
         study=study,
         target=target,
@@ -112,7 +111,6 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
         augment=config.recipe.augmentation(noise),
         teacher=teacher,
         targets=targets,
-        latency=LatencyModel(target=target, reference=study.folder / REFERENCE_FILE, reference_ms=reference_ms),
     )
 
 
@@ -131,9 +129,9 @@ def _context_of(folder: str) -> Context:
 
 
 def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
-    """Builds, measures, trains, scores and saves one student; returns `scores`, the wall `seconds` it took, and `cpu_seconds`.
+    """Builds, trains, scores and saves one student; returns `scores`, the wall `seconds` it took, and `cpu_seconds`.
 
-    Raises Refused when the measured latency lies wholly beyond the limit, FloatingPointError when training diverges.
+    Raises FloatingPointError when training diverges.
     """
     started, cpu_started = time.monotonic(), time.process_time()
     context = _context_of(task.study)
@@ -141,16 +139,15 @@ def evaluate(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     torch.manual_seed(task.seed)
     architecture = network_from_dict(json.loads(task.architecture))
     student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
-    scores = latency_scores(context, student)
     train(context, student, task, progress)
     trained = student.cpu().folded()
-    folder = context.study.weights_folder(task.name)
+    folder, scores = context.study.weights_folder(task.name), dict[str, float]()
     save_student(trained, folder)
     for split in task.splits:
         outcome = score(trained, context.corpus, split, context.trials[split], context.target.window, pick_device())
         write_outcome(outcome, folder / f"outcome_{split}.npz")
         scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
-    scores |= cost_scores(cost_of(context, trained.architecture, trained.encoder.geometry))
+    scores |= cost_scores(context, trained.architecture, trained.encoder.geometry)
     return {"scores": scores, "seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu_started}
 
 
@@ -233,14 +230,6 @@ def tightest(*limits: float | None) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def latency_scores(context: Context, student: Student) -> dict[str, float]:
-    latency = context.latency.of_student(student.folded())
-    limit = tightest(context.study.config.max_latency_ms, context.target.max_latency_ms)
-    if limit is not None and latency.low > limit:
-        raise Refused(f"latency {latency.low:.2f} to {latency.high:.2f} ms is beyond the limit of {limit:g} ms")
-    return {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}
-
-
 def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
     """Keyword error and EER in percent with their intervals."""
     accuracy, eer = rates(outcome)
@@ -268,13 +257,22 @@ def _baseline_cost(baseline: Baseline, geometry: Geometry, keywords: tuple[str, 
     return counted_cost(Student(baseline, geometry, keywords, heads=read).eval(), baseline, window)
 
 
-def cost_scores(of: Cost) -> dict[str, float]:
-    return {
-        "params": of.params,
-        "macs": of.total_macs,
-        "weight_bytes": of.weight_bytes,
-        "peak_activation_bytes": of.peak_activation_bytes,
+def cost_scores(context: Context, architecture: Network, geometry: Geometry | None = None) -> dict[str, float]:
+    """What a student costs: counts, and the latency and memory that are predicted for the target, with their intervals."""
+    counted = cost_of(context, architecture, geometry)
+    scores: dict[str, float] = {
+        "params": counted.params,
+        "macs": counted.total_macs,
+        "weight_bytes": counted.weight_bytes,
+        "peak_activation_bytes": counted.peak_activation_bytes,
     }
+    if not is_prepared(context.study):  # an experiment compares scores alone
+        return scores
+    latency, memory = context.device.latency(architecture, counted), context.device.memory(architecture, counted)
+    for name, unit, estimate in (("latency", "ms", latency), ("memory", "bytes", memory)):
+        if estimate is not None:
+            scores |= {f"{name}_{unit}": estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return scores
 
 
 def write_outcome(outcome: Outcome, path: Path) -> None:

@@ -32,6 +32,7 @@ class Exploration:
         self.resources = config.gpus if budget.resource == "gpu" else config.cpus
         self.running: dict[int, tuple[Candidate, float]] = {}  # with the time that each began
         self.warned = False
+        self.kind = context.device.latency_model.kind
         self.seen = [self._lesson(candidate) for candidate in context.study.candidates() if candidate.state == "complete"]
 
     def run(self, workers: int) -> None:
@@ -79,8 +80,7 @@ class Exploration:
         return self.context.study.ledger.by_purpose().get(SPENT_ON, 0.0)
 
     def _refusal(self, architecture: Architecture) -> str | None:
-        cost = cost_of(self.context, architecture)
-        return limits_broken(self.context, cost.params, cost.weight_bytes + cost.peak_activation_bytes)
+        return limits_broken(self.context, cost_scores(self.context, architecture))
 
     def _predicted(self, architecture: Architecture, pace: Pace) -> float:
         macs = cost_of(self.context, architecture).total_macs
@@ -114,14 +114,15 @@ class Exploration:
             splits=("val",),
             seed=study.config.seed,
         )
-        candidate = Candidate(number=number, architecture=architecture, state="running")
+        candidate = Candidate(number=number, architecture=architecture, state="running", latency_kind=self.kind)
         self.running[number] = (candidate, time.monotonic())
         study.record(candidate)
         return {"task": task_json(task)}
 
     def _refused(self, number: int, architecture: Architecture, reason: str) -> None:
-        scores = cost_scores(cost_of(self.context, architecture))
-        self._record(Candidate(number=number, architecture=architecture, state="refused", scores=scores, error=reason))
+        scores = cost_scores(self.context, architecture)
+        refused = Candidate(number=number, architecture=architecture, state="refused", scores=scores, error=reason)
+        self._record(replace(refused, latency_kind=self.kind))
 
     def _finished(self, number: int, report: Mapping[str, Any] | None) -> Candidate:
         candidate, began = self.running.pop(number)
@@ -169,16 +170,28 @@ def checked(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**report, "state": "failed", "error": f"no finite value for {', '.join(missing)}"}
 
 
-def limits_broken(context: Context, params: float, memory: float) -> str | None:
-    """Why a student is too large for the study's limits or the target's, None when it is not."""
-    config, target = context.study.config, context.target
+def limits_broken(context: Context, scores: Mapping[str, float]) -> str | None:
+    """Why a student is too large or too slow for the study's limits or the target's, None when it is not.
+
+    Of what is predicted the whole interval has to lie beyond a limit.
+    """
+    config, target, kind = context.study.config, context.target, context.device.latency_model.kind
     for value, limits, what in (
-        (params, (config.max_params, target.max_params), "params"),
-        (memory, (config.max_memory, target.max_memory_bytes), "bytes of weights and activations"),
+        (scores["params"], (config.max_params, target.max_params), "{value:,.0f} params are beyond the limit of {limit:,.0f}"),
+        (
+            scores["latency_low"],
+            (config.max_latency_ms, target.max_latency_ms),
+            f"at least {{value:.3g}} ms ({kind}) are beyond the limit of {{limit:g}} ms",
+        ),
+        (
+            scores["memory_low"] / 1e6,
+            [limit and limit / 1e6 for limit in (config.max_memory, target.max_memory_bytes)],
+            f"at least {{value:.3g}} MB of the process ({kind}) are beyond the limit of {{limit:g}} MB",
+        ),
     ):
         limit = tightest(*limits)
         if limit is not None and value > limit:
-            return f"{value:,.0f} {what} are beyond the limit of {limit:,.0f}"
+            return what.format(value=value, limit=limit)
     return None
 
 

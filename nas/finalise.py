@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,28 +13,35 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deploy.measure import Measurement
 from nas.budget import Budget, append_line, read_lines
+from nas.calibrate import measure_students
 from nas.candidates import Candidate
 from nas.cluster import run_tasks
-from nas.evaluate import Context, Start, Task, own_tuning, task_json
+from nas.device import DEVICE_FILE, reachable, study_profile
+from nas.evaluate import Context, Start, Task, cost_scores, own_tuning, task_json
+from nas.latency import Kind
 from nas.pareto import knee, non_dominated
 from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
+from nas.profile import Profile, Taken
 from nas.searcher import values_of
 from nas.study import Study
-from search_spaces.architecture import Baseline, Network, network_from_dict
+from search_spaces.architecture import Baseline, Geometry, Network, network_from_dict
 from search_spaces.catalog import paper_student
 from trainers.decoding import content_hash
 from trainers.student import load_student
 
 Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch"]
 FINALS_FILE = "finals.jsonl"
+PREDICTED = "predicted_latency_ms"
 SPENT_ON = {"finalist": "finalists"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Final:
     """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate.
-    measured: its latency was taken after training, on an idle machine."""
+    latency_kind: predicted until the student itself was measured, after training; then `scores` has predicted_* too.
+    latency_marks: what speaks against that measurement."""
 
     name: str
     role: Role
@@ -43,7 +51,8 @@ class Final:
     finetune_steps: int
     candidate: int | None = None
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    measured: bool = False
+    latency_kind: Kind = "calibrated"
+    latency_marks: tuple[str, ...] = ()
     error: str | None = None
 
     def objectives(self) -> list[float]:
@@ -210,9 +219,16 @@ class Finals:
         left = sorted((final for final in wanted if not self._done(final)), key=self._seconds, reverse=True)
         self.expected, self.finished = sum(map(self._seconds, left)), 0.0
         for final, report in self._reports(left):
-            trained = dataclasses.replace(final, scores=report.get("scores", {}), error=report.get("error"))
+            scores, kind = report.get("scores", {}), self.context.device.latency_model.kind
+            if scores:  # of a cached report they are another target's
+                scores = {**scores, **cost_scores(self.context, final.architecture, self._geometry(final))}
+            trained = dataclasses.replace(final, scores=scores, error=report.get("error"), latency_kind=kind)
             append_line(self.context.study.folder / FINALS_FILE, trained.to_json())
             self.finished += self._seconds(final)
+
+    def _geometry(self, final: Final) -> Geometry:
+        """The teacher keeps its own, relative position bias included."""
+        return self.context.teacher.encoder.geometry if final.start == "teacher" else self.context.teacher.geometry
 
     def _seconds(self, final: Final) -> float:
         return self.pace.seconds(training_macs(self.context, final.architecture), final.distill_steps, final.finetune_steps)
@@ -276,12 +292,44 @@ class Finals:
         (folder / "report.json").write_text(json.dumps(report))
 
     def _measure(self) -> None:
-        """Latencies of what was trained, once more: one after the other on an idle machine, the trained files themselves."""
-        study = self.context.study
-        with study.ledger.timing("measuring finalists", 1.0 if self.budget.resource == "cpu" else 0.0):
-            for final in read_finals(study):
-                if final.scores and not final.measured:
-                    latency = self.context.latency.of_student(load_student(study.weights_folder(final.name)))
-                    scores = {"latency_ms": latency.milliseconds, "latency_low": latency.low, "latency_high": latency.high}
-                    measured = dataclasses.replace(final, scores={**final.scores, **scores}, measured=True)
-                    append_line(study.folder / FINALS_FILE, measured.to_json())
+        """Latency and memory of what was trained, the files themselves, on an idle machine or on the target over SSH."""
+        study, profile = self.context.study, study_profile(self.context.study)
+        waiting = [final for final in read_finals(study) if final.scores and PREDICTED not in final.scores]
+        if not waiting or not reachable(profile, self.context.target):
+            return
+        students = {final.name: load_student(study.weights_folder(final.name)) for final in waiting}
+        try:
+            with study.ledger.timing("measuring finalists", 1.0 if self.budget.resource == "cpu" else 0.0):
+                taken = measure_students(students, self.context.target, profile)
+        except ValueError as error:
+            warnings.warn(f"finalists keep their predicted latency: {error}", stacklevel=2)
+            return
+        measured = [_measured(final, taken[final.name].measurement) for final in waiting]
+        for final in measured:
+            append_line(study.folder / FINALS_FILE, final.to_json())
+        if refitted := with_surprises(profile, measured, taken):
+            study.write_json(DEVICE_FILE, {**study.read_json(DEVICE_FILE), "profile": refitted.to_dict()})
+            vars(self.context).pop("device", None)  # read anew by the next prediction
+
+
+def _measured(final: Final, m: Measurement) -> Final:
+    predicted = {f"predicted_{name}": value for name, value in final.scores.items() if name.startswith(("latency_", "memory_"))}
+    latency = {"latency_ms": m.milliseconds, "latency_low": m.low, "latency_high": m.high}
+    memory = dict.fromkeys(("memory_bytes", "memory_low", "memory_high"), float(m.peak_memory))
+    return dataclasses.replace(
+        final, scores={**final.scores, **predicted, **latency, **memory}, latency_kind="measured", latency_marks=m.marks
+    )
+
+
+def with_surprises(profile: Profile, finals: Sequence[Final], taken: Mapping[str, Taken]) -> Profile | None:
+    """Where an undisturbed finalist lies outside its interval, the profile with all undisturbed finalists, which its models are
+    fitted to next; all, since the surprising ones alone would bias it. None where there is no surprise."""
+    calm = [final for final in finals if final.role == "finalist" and not final.latency_marks]
+    if all(as_predicted(final.scores) for final in calm):
+        return None
+    return profile.with_taken([taken[final.name] for final in calm])
+
+
+def as_predicted(scores: Mapping[str, float]) -> bool:
+    """Whether the measured latency lies in the interval that was predicted for it."""
+    return scores["predicted_latency_low"] <= scores["latency_ms"] <= scores["predicted_latency_high"]

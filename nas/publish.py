@@ -42,7 +42,7 @@ def _log_final(final: Final, tracking: Tracking) -> str:
             "finetune_steps": final.finetune_steps,
         },
         metrics=final.scores,
-        tags={"role": final.role, **({"error": final.error} if final.error else {})},
+        tags={"role": final.role, "latency_kind": final.latency_kind, **({"error": final.error} if final.error else {})},
         status="FAILED" if final.error else "FINISHED",
     )
 
@@ -61,10 +61,12 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
             tags={
                 **member["scores"],
                 "target": context.target.name,
+                "latency_kind": member["latency_kind"],
                 "synthetic": front["synthetic"],
                 "candidate": member["candidate"],
             },
-            description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name}",
+            description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name} "
+            f"({member['latency_kind']})",
         )
     tracking.log_front(
         front, plots=pictures, metrics={"hypervolume": front["hypervolume"] or 0.0, "members": len(front["members"])}
@@ -84,6 +86,8 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "low": member["scores"]["latency_low"],
             "high": member["scores"]["latency_high"],
             "how": member["latency_kind"],
+            **{name: value for name, value in member["scores"].items() if name.startswith("predicted_latency_")},
+            "memory_bytes": member["scores"]["memory_bytes"],
         },
         "target": context.study.config.target,
         "synthetic": front["synthetic"],

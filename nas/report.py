@@ -14,8 +14,10 @@ from rich.table import Table
 from nas.budget import in_words
 from nas.candidates import OBJECTIVES, Candidate
 from nas.evaluate import read_outcome
-from nas.finalise import Final, read_finals
+from nas.finalise import PREDICTED, Final, as_predicted, read_finals
+from nas.latency import KINDS
 from nas.pareto import dominates, hypervolume, knee, non_dominated
+from nas.plots import plot_front, plot_latency
 from nas.searcher import values_of
 from nas.study import Study
 from trainers.metrics import changes
@@ -55,6 +57,8 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "target": facts.get("target"),
         "teacher": facts.get("teacher"),
         "machine": facts.get("machine"),
+        "latency_kind": facts.get("latency_kind"),
+        "disturbances": facts.get("disturbances"),
         "budget": study.config.budget,
         "ledger": study.ledger.by_purpose(),
         "candidates": count_states(study.candidates()),
@@ -80,11 +84,12 @@ def count_states(candidates: Sequence[Candidate]) -> dict[str, int]:
 
 def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None) -> Member:
     member = {
-        **_figures(final.scores, facts),
+        **_figures(final.scores, facts, final.latency_kind),
         "name": final.name,
         "role": final.role,
         "candidate": final.candidate,
         "run_id": (run_ids or {}).get(final.name),
+        "latency_marks": list(final.latency_marks),
         "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps},
         "architecture": json.loads(final.architecture.to_json()),
     }
@@ -98,7 +103,7 @@ def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mappi
 
 def _candidate_member(candidate: Candidate, facts: Mapping[str, Any]) -> Member:
     return {
-        **_figures(candidate.scores, facts),
+        **_figures(candidate.scores, facts, candidate.latency_kind),
         "name": f"candidate-{candidate.number}",
         "role": "candidate",
         "candidate": candidate.number,
@@ -107,14 +112,14 @@ def _candidate_member(candidate: Candidate, facts: Mapping[str, Any]) -> Member:
     }
 
 
-def _figures(scores: Mapping[str, float], facts: Mapping[str, Any]) -> Member:
+def _figures(scores: Mapping[str, float], facts: Mapping[str, Any], kind: str) -> Member:
     params = int(scores["params"])
     return {
         "params": params,
         "size_ratio": params / facts["teacher_params"] if facts.get("teacher_params") else None,
         "scores": dict(scores),
         "latency_ms": scores["latency_ms"],
-        "latency_kind": "measured",
+        "latency_kind": kind,
     }
 
 
@@ -154,6 +159,10 @@ def tested_point(member: Member) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
 def notes(front: Mapping[str, Any]) -> list[str]:
     """What a reader must not overlook, in sentences."""
     said = ["These results are synthetic: the speech was made by espeak-ng."] if front["synthetic"] else []
+    said += [f"{front['disturbances']}."] if front.get("disturbances") else []
+    disturbed = [m["name"] for m in [*front["members"], *front["references"]] if m.get("latency_marks")]
+    if disturbed:
+        said.append(f"Measured on a machine that did not keep its pace: {', '.join(disturbed)}.")
     if front["stage"] == "search":
         return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
     by_role = {reference["role"]: reference for reference in front["references"]}
@@ -179,6 +188,15 @@ def notes(front: Mapping[str, Any]) -> list[str]:
             "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
             + f"{', '.join(beaten)}."
         )
+    measured = [member for member in members if PREDICTED in member["scores"]]
+    if measured:
+        outside = [member for member in measured if not as_predicted(member["scores"])]
+        off = np.mean([abs(m["scores"][PREDICTED] / m["latency_ms"] - 1) for m in measured])
+        refitted = "; the model was fitted again" if any(not m["latency_marks"] for m in outside) else ""
+        said.append(
+            f"Latency as predicted before training, on average {100 * off:.1f} % off: {len(measured) - len(outside)} of "
+            f"{len(measured)} members were measured within the interval{refitted}."
+        )
     if scratch:
         start = next((m for m in members if "knee" in m["aliases"]), None)
         if start and not dominates(tested_point(start)[:2], tested_point(scratch)[:2]):
@@ -193,7 +211,11 @@ def _within(member: Member, teacher: Member, points: float) -> bool:
     return all(member["scores"][f"test_{name}"] - teacher["scores"][f"test_{name}"] <= points for name in ("keyword_error", "eer"))
 
 
-COLUMNS = ("name", "alias", "params", "size", "accuracy %", "change", "EER %", "change", "latency ms")
+PROMISES = {
+    "calibrated": "calibrated, 90 % intervals",
+    "data sheet": "data sheet, a factor of two or more either way",
+}
+COLUMNS = ("name", "alias", "params", "size", "accuracy %", "change", "EER %", "change", "latency ms", "predicted", "memory MB")
 
 
 def rows(front: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -203,6 +225,7 @@ def rows(front: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _row(member: Member, split: str) -> tuple[str, ...]:
     scores, prefix, change = member["scores"], "test_" if split == "test" else "", member.get("change")
+    measured = member["latency_kind"] == "measured" and PREDICTED in scores
     error, eer = f"{prefix}keyword_error", f"{prefix}eer"
     ratio = member["size_ratio"]
     return (
@@ -214,12 +237,18 @@ def _row(member: Member, split: str) -> tuple[str, ...]:
         _change(change, "accuracy"),
         _interval(scores[eer], scores[f"{eer}_low"], scores[f"{eer}_high"]),
         _change(change, "eer"),
-        f"{member['latency_ms']:.2f}",
+        f"{member['latency_ms']:.2f}" if measured else "",
+        _three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
+        f"{scores['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in scores else "",
     )
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _three(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _change(change: Mapping[str, Any] | None, name: str) -> str:
@@ -228,9 +257,11 @@ def _change(change: Mapping[str, Any] | None, name: str) -> str:
 
 def caption(front: Mapping[str, Any]) -> str:
     target = front.get("target") or {}
+    kinds = [kind for kind in KINDS if any(m["latency_kind"] == kind for m in [*front["members"], *front["references"]])]
     where = (
-        f"Latency: measured, {target.get('name')}, {target.get('threads')} thread, {target.get('precision')}, "
-        f"{target.get('window')} samples a window ({front.get('machine')})."
+        f"Latency and memory of the process: {', '.join(kinds)}, {target.get('name')}, {target.get('threads')} thread, "
+        f"{target.get('precision')}, {target.get('window')} samples a window ({front.get('machine')}); predicted: "
+        f"{PROMISES.get(front.get('latency_kind') or '', '')}."
     )
     spent = ", ".join(f"{what} {in_words(seconds)}" for what, seconds in front["ledger"].items())
     return (
@@ -258,45 +289,4 @@ def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:
     """front.json, front.md and front.png in the study folder; returns the pictures."""
     study.write_json(FRONT_FILE, front)
     (study.folder / "front.md").write_text(markdown(front))
-    return [plot(front, study.folder / "front.png")]
-
-
-def plot(front: Mapping[str, Any], path: Path) -> Path:
-    """Keyword error and EER over latency: members and references (crosses) with their intervals, each under its own number."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    shown = [(member, "o", "tab:blue") for member in front["members"]] + [(m, "x", "tab:red") for m in front["references"]]
-    for axes, name, label in zip(figure.subplots(1, 2), ("keyword_error", "eer"), ("keyword error", "equal error rate")):
-        for number, (member, marker, color) in enumerate(shown, 1):
-            x, (y, low, high) = member["latency_ms"], _drawn(member["scores"], name, front["split"])
-            bars = [[max(0.0, y - low)], [max(0.0, high - y)]]
-            entry = f"{number} {_title(member)}, {member['params'] / 1e6:.2f} M"
-            axes.errorbar(x, y, yerr=bars, fmt=marker, color=color, capsize=2, alpha=0.7, label=entry)
-            axes.annotate(str(number), (x, y), fontsize=9, xytext=(5, 3), textcoords="offset points")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(
-            xlabel=f"latency, ms ({(front.get('target') or {}).get('name')}, measured)", ylabel=f"{label}, % ({front['split']})"
-        )
-        axes.grid(alpha=0.3)
-    if shown:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{front['study']}{', synthetic speech' if front['synthetic'] else ''}")
-    figure.savefig(path, dpi=110)
-    return path
-
-
-def _drawn(scores: Mapping[str, float], name: str, split: str) -> tuple[float, float, float]:
-    prefix = "test_" if split == "test" else ""
-    return scores[f"{prefix}{name}"], scores[f"{prefix}{name}_low"], scores[f"{prefix}{name}_high"]
-
-
-def _title(member: Member) -> str:
-    if member["role"] in ("finalist", "candidate"):
-        return str(member["name"]) + (f" ({', '.join(member['aliases'])})" if member["aliases"] else "")
-    return str(member["role"])
+    return [plot_front(front, study.folder / "front.png"), *plot_latency(front, study.folder / "latency.png")]

@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from nas.budget import Budget, in_words, parse_budget
 from nas.config import StudyConfig
 from nas.connection import connect as connect_mlflow
 from nas.connection import default_tracking_uri
-from nas.evaluate import REFERENCE_MS, Context, cost_of, open_context
+from nas.device import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
+from nas.evaluate import Context, cost_of, open_context
 from nas.explore import Exploration
 from nas.finalise import Finals
-from nas.latency import calibrate
 from nas.plan import SEARCH_SHARE, Pace, Plan, macs_of, make_plan, probe, space_of, typical_macs
 from nas.progress import progress
 from nas.publish import log_finals, publish
@@ -48,7 +48,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
         tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name, tags={"budget": config.budget})
         status = "FAILED"
         try:
-            context = prepare(study, budget, console)
+            context = calibrated(prepare(study, budget, console), budget, console)
             plan, pace = planned(context, budget, console)
             console.print(describe_plan(plan, budget, study.ledger.spent, workers))
             with progress(console, "search") as tick:
@@ -80,12 +80,8 @@ def check_any_complete(study: Study) -> None:
 
 
 def prepare(study: Study, budget: Budget, console: Console) -> Context:
-    """Measures the reference model, decodes the corpus, computes the teacher's states; all charged, nothing done twice."""
+    """Decodes the corpus, computes the teacher's states; charged, nothing done twice."""
     on_driver = driver_resources(budget)
-    if study.read_json(REFERENCE_MS) is None:
-        with study.ledger.timing(CALIBRATION, 1.0 if budget.resource == "cpu" else 0.0):
-            model = calibrate(load_target(study.config.target), study.folder)
-            study.write_json(REFERENCE_MS, {"reference_ms": model.reference_ms, "target": model.target.name})
     with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
         context = open_context(study, tick)
     stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
@@ -100,19 +96,43 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
     return context
 
 
+def calibrated(context: Context, budget: Budget, console: Console) -> Context:
+    """The context once it is known what the target needs for a student: from its profile, or measured now, and charged."""
+    study = context.study
+    if not is_prepared(study) or not is_of_this_machine(study_profile(study)):  # a study may go on elsewhere
+        vars(context).pop("device", None)
+        with study.ledger.timing(CALIBRATION, 1.0 if budget.resource == "cpu" else 0.0), progress(console, "calibration") as tick:
+            prepare_device(study, context.teacher, tick)
+    kind, target = context.device.latency_model.kind, context.target
+    console.print(f"latency and memory on {target.name}: {kind}, {target.threads} thread, {target.precision}")
+    profile = study_profile(study)
+    if profile.disturbances:
+        console.print(profile.disturbances)
+    measured = {
+        "latency_kind": kind,
+        "disturbances": profile.disturbances,
+        "machine": f"{described(profile.device)}{', scaled by the data sheet' if kind == 'data sheet' else ''}",
+    }
+    study.write_json(PREPARED_FILE, {**facts(context), **measured})
+    return context
+
+
 def facts(context: Context) -> dict[str, Any]:
     """What a report says of the study beside its results."""
-    device = device_facts()
     return {
         "synthetic": context.corpus.synthetic,
         "teacher": context.teacher.name,
         "teacher_params": cost_of(context, context.teacher.architecture, context.teacher.encoder.geometry).params,
         "target": dataclasses.asdict(context.target),
-        "machine": f"{device['cpu']}, {device['cores']} cores, onnxruntime {device['onnxruntime']}",
+        "machine": described(device_facts()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def described(device: Mapping[str, Any]) -> str:
+    return f"{device['cpu']}, {device['cores']} cores, onnxruntime {device['onnxruntime']}"
 
 
 def driver_resources(budget: Budget) -> float:
@@ -180,15 +200,20 @@ def report(context: Context, tracking: Tracking) -> dict[str, Any]:
     return front
 
 
+def check_target(config: StudyConfig) -> None:
+    """Raises ValueError where the target's profile is of no use to this search."""
+    known_profile(load_target(config.target), load_teacher(config.teacher).geometry, config.recipe.heads)
+
+
 def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     """Raises ValueError, before a study folder is made, for what can be seen wrong without reading the corpus."""
     budget = parse_budget(config.budget)
-    load_target(config.target)
     if config.space not in CATALOG:
         raise ValueError(f"there is no space {config.space!r}; known are {', '.join(sorted(CATALOG))}")
     for path in (*config.data, config.trials, config.noise):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
+    load_target(config.target)
     load_teacher(config.teacher)
     connect_mlflow(config.tracking_uri or default_tracking_uri())
     cluster.connect(ray_address)

@@ -55,6 +55,7 @@ class Tracking:
         if int(run.data.tags.get("srlnas.rung", 0)) > candidate.rung:
             return str(run.info.run_id)
         tags = {"candidate": candidate.number, "key": candidate.architecture.key, "state": candidate.state, "rung": candidate.rung}
+        tags |= {"latency_kind": candidate.latency_kind}
         notes = {"error": candidate.error or "", "weights": candidate.weights or ""}
         self._write(
             run,

@@ -1,7 +1,7 @@
 """What a student costs, from its architecture alone: closed forms that take microseconds and equal what torch counts."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search_spaces.architecture import (
     EMBEDDING_DIM,
@@ -21,6 +21,7 @@ BYTES = 4  # of an fp32 number
 MEL_RADIX = 20  # the log-mel's Fourier transform of 400 samples is two products over 20 x 20
 MEL_HALF = MEL_RADIX // 2 + 1  # of its 20 columns, 11 are kept
 MEL_KERNEL = 3  # of the two convolutions after the log-mel
+LANES = 16  # channels that onnxruntime's blocked convolutions compute at once, on AVX-512 and NEON alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class Cost:
         bias, which no student has, it also carries an index of 8 bytes for each pair of steps.)
     macs: multiply-accumulates of the matrix products and convolutions by kind: half of what
         `torch.utils.flop_counter.FlopCounterMode` counts. Elementwise work and normalisation count nothing, as they do there.
+    vector_macs: of a student, those of its convolutions with channels rounded up to whole vectors of LANES.
+    work: of a student, what else takes time: `layers`, and the numbers that operations other than products write: `front` after
+        each convolution of the front end, `states` at each layer norm of the transformer, `units`, `softmax`.
     peak_activation_bytes: the largest sum of tensors alive at one operation of `trainers.student.Student.forward`, in the order
         in which the code writes them. The window is alive throughout (the caller holds it); every other tensor lives from the
         operation that returns it to the last one that reads it. Views are free, nothing is computed in place, and what a
@@ -43,6 +47,8 @@ class Cost:
     weight_bytes: int
     macs: Mapping[str, int]
     peak_activation_bytes: int
+    vector_macs: Mapping[str, int] = field(default_factory=dict)
+    work: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total_macs(self) -> int:
@@ -78,6 +84,8 @@ def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples:
         params=params,
         weight_bytes=BYTES * (params + constants),
         macs=_macs(architecture, geometry, keywords, samples, read),
+        vector_macs=_vector_macs(architecture, geometry, samples),
+        work=_work(architecture, geometry, samples),
         peak_activation_bytes=BYTES * (samples + max(_alive(architecture, geometry, keywords, samples, read))),
     )
 
@@ -162,6 +170,30 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads
         "attention": 2 * s * s * inner + (2 * s * inner if g.relative_buckets else 0),  # products, gates of the position bias
         "ffn": 2 * s * w * sum(a.ffn_dims),
         "heads": of_words * keywords + of_voices * EMBEDDING_DIM,
+    }
+
+
+def _vector_macs(a: Architecture, g: Geometry, samples: int) -> dict[str, int]:
+    s, group = _steps(a, samples), a.width // g.position_groups
+    convs = [_whole(conv.inputs) * _whole(conv.outputs) * conv.kernel * conv.frames for conv in _front(a, g, samples)]
+    return {
+        "convs": sum(convs) if a.front_end == "mel" else sum(convs[1:]),
+        "positions": _position_steps(a, g, s) * _position_kernel(a, g) * a.width * _whole(group),
+    }
+
+
+def _whole(channels: int) -> int:
+    return -(-channels // LANES) * LANES
+
+
+def _work(a: Architecture, g: Geometry, samples: int) -> dict[str, int]:
+    s = _steps(a, samples)
+    return {
+        "layers": a.depth,
+        "front": sum(conv.outputs * conv.frames for conv in _front(a, g, samples)),
+        "states": s * a.width * (2 * a.depth + 1),
+        "units": s * sum(a.ffn_dims),
+        "softmax": sum(a.heads) * s * s,
     }
 
 

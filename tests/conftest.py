@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +95,61 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_teacher(teacher_folder: Path) -> Teacher:
     return load_teacher(str(teacher_folder))
+
+
+NANOSECONDS = 2e-8  # of a multiply-accumulate on the machine of `known_profile`, in milliseconds
+
+
+@pytest.fixture(scope="session")
+def known_profile() -> Callable[..., Any]:
+    """A profile of this machine as if its operations cost what `LATENCY_COSTS` says: for tests of what comes after calibration,
+    which takes most of a minute. Arguments: teacher, number of students, heads."""
+    from deploy.measure import Measurement, device_facts
+    from deploy.target import load_target
+    from nas.calibrate import calibration_students
+    from nas.latency import LATENCY_COSTS, latency_counts
+    from nas.profile import KEYWORDS, Profile, Taken
+    from search_spaces.architecture import Architecture
+    from search_spaces.cost import cost
+
+    def profile(teacher: Teacher, number: int = 10, heads: Any = "every state") -> Profile:
+        taken, host = [], load_target("host")
+        for network in calibration_students(teacher, heads, host, number).values():
+            milliseconds, peak = 2.0, 70e6
+            if isinstance(network, Architecture):
+                counted = cost(network, teacher.geometry, KEYWORDS, host.window, heads)
+                milliseconds = NANOSECONDS * float(latency_counts(counted) @ np.array(list(LATENCY_COSTS.values())))
+                peak = 60e6 + 2.0 * counted.weight_bytes + 1.5 * counted.peak_activation_bytes
+            measured = Measurement(
+                ratio=milliseconds / 3,
+                ratio_low=milliseconds / 3.03,
+                ratio_high=milliseconds / 2.97,
+                reference_ms=3.0,
+                median_ms=milliseconds,
+                passes=6,
+                seconds=1.0,
+                threads=host.threads,
+                window=host.window,
+                peak_memory=int(peak),
+            )
+            taken.append(Taken(network=network, precision="fp32", measurement=measured))
+        return Profile(
+            target="host",
+            threads=host.threads,
+            window=host.window,
+            geometry=teacher.geometry,
+            heads=heads,
+            device=device_facts(),
+            taken=tuple(taken),
+        )
+
+    return profile
+
+
+@pytest.fixture
+def on_known_machine(known_profile: Callable[..., Any], tmp_path: Path) -> Path:
+    """A working folder in which this machine has been profiled for students of the bundled teacher."""
+    from nas.profile import profile_path, write_profile
+
+    write_profile(known_profile(load_teacher("mini")), profile_path("host", tmp_path / "profiles"))
+    return tmp_path

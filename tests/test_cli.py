@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from deploy.target import DATA_SHEET
 from nas.cli import main, quantity
 from nas.config import StudyConfig
 from nas.reproduce import Experiment, new_experiment
@@ -94,7 +96,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     [
         (("search", "--budget", "much"), "8gpu-days"),
         (("search", "--space", "vast"), "known are default, edge, paper"),
-        (("search", "--target", "toaster"), "known: host"),
+        (("search", "--target", "toaster"), "known: cortex-a53-phone"),
         (("search", "--data", "nowhere.parquet"), "nowhere.parquet"),
         (("search", "--teacher", "nobody"), "hub id"),
         (("search", "--name", "../up"), "not allowed"),
@@ -110,13 +112,28 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("reproduce", "--student", "wide.json"), "wider than its teacher"),
         (("reproduce", "--resume", "nothing"), "no study 'nothing'"),
         (("reproduce", "--data", "nowhere.parquet"), "nowhere.parquet"),
+        (("profile", "--target", "toaster"), "known: cortex-a53-phone"),
+        (("profile", "--target", "raspberry-pi-4"), "is not this machine: give --host"),
+        (("profile", "--measurements", "3"), "3 measurements are too few"),
+        (("profile", "--precision", "int4"), "write fp32, int8"),
+        (("profile", "--target", "raspberry-pi-4", "--host", "-oProxyCommand=x"), "write user@device"),
+        (("profile", "--host", "pi@board"), "host is this machine"),
+        (("profile", "kit", "kit.zip"), "is written as a .tar.gz"),
+        (("profile", "kit"), "host is this machine: name the device"),
+        (("profile", "--target", "raspberry-pi-4", "kit"), "--target stands before kit"),
+        (("profile", "fit", "none.json"), "cannot read none.json"),
+        (("profile", "fit", "wide.json"), "is no result of a kit"),
+        (("profile", "fit", "old.json"), "has format 0"),
+        (("profile", "fit", "strange.json"), "a kit that was not made in this folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     wide = {"front_end": "wave", "front_width": 128, "frame_stride": 1, "width": 512}
     (tmp_path / "wide.json").write_text(json.dumps({**wide, "heads": [8], "ffn_dims": [512], "kept_layers": [1]}))
+    (tmp_path / "old.json").write_text('{"format": 0, "kit": "a"}')
+    (tmp_path / "strange.json").write_text('{"format": 1, "kit": "../../etc/passwd"}')
     assert message in refused(tmp_path, *arguments)
-    assert not (tmp_path / "studies").exists()
+    assert not (tmp_path / "studies").exists() and not (tmp_path / "profiles").exists()
 
 
 @pytest.mark.parametrize("arguments", [("search", "--resume", "paper"), ("front", "paper"), ("reproduce",)])
@@ -171,19 +188,24 @@ def test_a_budget_that_buys_nothing_says_what_it_would_take(tmp_path: Path) -> N
     assert "give at least" in refused(tmp_path, "search", "--data", "c.parquet", "--budget", "1cpu-seconds", "--batch", "2")
 
 
-def test_limits_that_no_student_keeps(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "c.parquet", rows())
-    line = refused(
-        tmp_path, "search", "--data", "c.parquet", "--space", "edge", "--batch", "2", "--steps", "1", "--max-params", "1k"
-    )
-    assert "no candidate" in line and "beyond the limit of 1,000" in line
-
-
-def test_a_latency_limit_of_the_target_refuses_too(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "c.parquet", rows())
-    (tmp_path / "watch.toml").write_text('description = "a slow watch"\nmax_latency_ms = 0.001\n')
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (("--max-params", "1k"), "params are beyond the limit of 1,000"),
+        (("--max-latency", "0.001ms"), r"at least .* ms \(calibrated\) are beyond the limit of 0.001 ms"),
+        (("--max-memory", "1MB"), r"at least .* MB of the process \(calibrated\) are beyond the limit of 1 MB"),
+        (("--target", "raspberry-pi-4", "--max-latency", "0.001ms"), r"ms \(data sheet\) are beyond the limit of 0.001 ms"),
+        (("--target", "watch.toml"), r"\(data sheet\) are beyond the limit of 0.001 ms"),
+    ],
+)
+def test_limits_that_no_student_keeps(on_known_machine: Path, limit: tuple[str, ...], message: str) -> None:
+    """The study's and the target's; of this machine, whose profile is known, and of boards that only have a data sheet."""
+    write_corpus(on_known_machine / "c.parquet", rows())
+    sheet = "".join(f"{field} = 2.0\n" for field in DATA_SHEET)
+    (on_known_machine / "watch.toml").write_text(f'description = "a slow watch"\nmax_latency_ms = 0.001\n{sheet}')
     options = ("--space", "edge", "--batch", "2", "--steps", "1", "--candidates", "1", "--budget", "9cpu-hours")
-    assert "beyond the limit of 0.001 ms" in refused(tmp_path, "search", "--data", "c.parquet", "--target", "watch.toml", *options)
+    line = refused(on_known_machine, "search", "--data", "c.parquet", *options, *limit)
+    assert "no candidate" in line and re.search(message, line), line
 
 
 def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:

@@ -14,8 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Heads
-from search_spaces.cost import cost
+from search_spaces.architecture import (
+    EMBEDDING_DIM,
+    MEL_BINS,
+    MEL_HOP,
+    RECEPTIVE_FIELD,
+    Architecture,
+    Geometry,
+    Heads,
+    frame_count,
+)
+from search_spaces.cost import LANES, cost
 from trainers.student import Student
 
 MINI_DIMS = (32, 64, 128, 128, 128, 128, 128)
@@ -244,6 +253,53 @@ def test_macs_by_kind(front_end: str, biased: bool) -> None:
         "ffn": sum(counts[f"{layer}.{name}"] for layer in layers for name in ("ffn_in", "ffn_out")),
         "heads": counts["keyword_head"] + counts["speaker_head"],
     }
+
+
+class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many numbers the operations of a kind return, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        first = tree_leaves(result)[0]
+        self.numbers[name] = self.numbers.get(name, 0) + (first.numel() if isinstance(first, Tensor) else 0)
+        return result
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_other_work_equals_what_torch_writes(case: tuple[Architecture, Geometry, int, int]) -> None:
+    """By activation and norm: each convolution and each feed-forward's first half is activated, as are the positions."""
+    a, g, keywords, samples = case
+    told, frames, written = cost(a, g, keywords, samples), frame_count(samples), Written()
+    with torch.no_grad(), written:
+        student(a, g, keywords)(torch.zeros(1, samples))
+    steps = -(-frames // a.frame_stride)
+    assert told.work["layers"] == a.depth
+    assert told.work["softmax"] == written.numbers["_softmax"]
+    assert told.work["front"] + told.work["units"] + steps * a.width == written.numbers["gelu"]
+    norms = told.work["states"] + frames * a.front_width
+    if a.front_end == "mel":
+        norms += MEL_BINS * ((samples - RECEPTIVE_FIELD) // MEL_HOP + 1)
+    elif g.front_norm == "layer":
+        norms += told.work["front"]
+    assert norms == written.numbers["native_layer_norm"]
+
+
+@given(cases())
+def test_whole_vectors_hold_the_channels(case: tuple[Architecture, Geometry, int, int]) -> None:
+    a, g, keywords, samples = case
+    told = cost(a, g, keywords, samples)
+    for kind in ("convs", "positions"):
+        assert told.vector_macs[kind] >= told.macs[kind]
+        assert told.vector_macs[kind] % LANES == 0
+    wide = geometry(conv_dims=(32, 64, 128, 128, 128, 128, 128), position_groups=4)
+    whole = cost(uniform(1, 128, 1, 64, 128), wide, 1, 16_080)
+    assert (whole.vector_macs["convs"], whole.vector_macs["positions"]) == (whole.macs["convs"], whole.macs["positions"])
 
 
 def test_a_window_without_a_frame_is_refused() -> None:

@@ -163,6 +163,12 @@ def test_host_target() -> None:
         ('description = "x"\nmax_latency_ms = "fast"', "max_latency_ms is 'fast'"),
         ('description = "x"\nmax_params = 1.5', "max_params is 1.5"),
         ('description = "x"\ncolour = "red"', "unknown field 'colour'"),
+        ('description = "x"\nsustained_gflops = 4.0', "its data sheet lacks peak_gflops, peak_bandwidth, sustained_bandwidth"),
+        (
+            'description = "x"\npeak_gflops = 1.0\nsustained_gflops = 4.0\npeak_bandwidth = 1.0\nsustained_bandwidth = 1.0',
+            "cannot be above the peak",
+        ),
+        ('description = "x"\nsources = "me"', "it is a list of texts"),
         ("threads = 1", "no description"),
         ("threads =", "is not TOML"),
     ],

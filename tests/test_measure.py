@@ -1,7 +1,6 @@
-"""Measuring: the interval against an exact oracle, the protocol on real models with wide bounds, the file on its own."""
+"""Measuring: the estimate and its interval on made-up times, the protocol on real models with wide bounds, the file on its own."""
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy import measure as module
 from deploy.export import reference_model
-from deploy.measure import device_facts, measure, median_interval, reference_milliseconds
+from deploy.measure import Pass, device_facts, interval, marks, measure, peak_memory, ratio
 
 WINDOW = 8_080
 
@@ -26,75 +25,92 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def passes(true: float, pace: list[float], seed: int = 0, noise: float = 0.02) -> list[Pass]:
+    """Times that only disturbances lengthen; `pace`: how much slower both models are in each pass."""
+    random = np.random.default_rng(seed)
+
+    def times(base: float, slower: float) -> np.ndarray:
+        return base * slower * (1 + random.exponential(noise, 60))
+
+    return [Pass(times(true, slower), times(1.0, slower), 0.1) for slower in pace]
+
+
+@given(st.floats(0.05, 20.0), st.integers(0, 99))
+def test_disturbances_of_both_models_leave_the_ratio(true: float, seed: int) -> None:
+    steady, disturbed = passes(true, [1.0] * 6, seed), passes(true, [1.0, 3.0, 1.5, 1.0, 2.0, 9.0], seed)
+    for taken in (steady, disturbed):
+        assert ratio(taken) == pytest.approx(true, rel=0.02)
+        low, high = interval(taken)
+        assert low <= ratio(taken) <= high
+
+
+def test_marks_say_what_was_wrong() -> None:
+    assert marks(passes(2.0, [1.0] * 9), 0.01, 40.0) == ()
+    assert "drift" in marks(passes(2.0, [1.0, 1.4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), 0.01, None)
+    assert "throttled" in marks(passes(2.0, [1.0, 1.0, 1.0, 1.1, 1.1, 1.1, 1.2, 1.2, 1.2]), 0.01, None)
+    assert "throttled" in marks(passes(2.0, [1.0] * 9), 0.01, 85.0)
+    wild = [Pass(one.model * (1 + 0.3 * n), one.reference, 0.1) for n, one in enumerate(passes(2.0, [1.0] * 6))]
+    assert "imprecise" in marks(wild, 0.001, None)
+
+
 def test_a_model_against_itself_is_one(reference: Path) -> None:
-    result = measure(reference, reference, window=WINDOW, seconds=0.5, reference_ms=4.0)
-    assert 0.7 < result.ratio < 1.4
-    assert result.ratio_low <= result.ratio <= result.ratio_high
-    assert result.milliseconds == pytest.approx(4 * result.ratio)
-    assert (result.low, result.high) == (pytest.approx(4 * result.ratio_low), pytest.approx(4 * result.ratio_high))
-    assert (result.threads, result.window) == (1, WINDOW)
+    one, two = measure([reference, reference], reference, window=WINDOW, reference_ms=4.0, precision=0.05)
+    for result in (one, two):
+        assert 0.7 < result.ratio < 1.4
+        assert result.low <= result.milliseconds <= result.high
+        assert result.milliseconds == pytest.approx(4 * result.ratio)
+        assert module.FEWEST_PASSES <= result.passes <= module.MOST_PASSES
+        assert (result.threads, result.window, result.peak_memory) == (1, WINDOW, 0)
 
 
-def test_a_window_four_times_as_long_takes_longer(reference: Path, tmp_path: Path) -> None:
+def test_a_window_four_times_as_long_takes_longer_and_more_memory(reference: Path, tmp_path: Path) -> None:
     reference_model(tmp_path / "long.onnx", 4 * WINDOW)
-    long = reference_milliseconds(tmp_path / "long.onnx", window=4 * WINDOW, runs=10)
-    assert long > 1.5 * reference_milliseconds(reference, window=WINDOW, runs=10)
-
-
-def test_stops_at_repeats_and_at_the_time(reference: Path) -> None:
-    few = measure(reference, reference, window=WINDOW, repeats=10, precision=0.0, seconds=60, reference_ms=1.0)
-    assert few.repeats == 10
-    timed_out = measure(reference, reference, window=WINDOW, precision=0.0, seconds=0, reference_ms=1.0)
-    precise = measure(reference, reference, window=WINDOW, precision=9.0, seconds=60, reference_ms=1.0)
-    assert timed_out.repeats == precise.repeats == module.FEWEST_REPEATS
+    times = [
+        measure([path], path, window=window, precision=1.0)[0].milliseconds
+        for path, window in ((reference, WINDOW), (tmp_path / "long.onnx", 4 * WINDOW))
+    ]
+    assert times[1] > 1.5 * times[0]
+    assert 20e6 < peak_memory(reference, WINDOW) < peak_memory(tmp_path / "long.onnx", 4 * WINDOW)
 
 
 def test_several_threads_use_the_wall_clock(reference: Path) -> None:
-    result = measure(reference, reference, window=WINDOW, threads=2, seconds=0.2)
+    result = measure([reference], reference, window=WINDOW, threads=2, precision=1.0)[0]
     assert result.threads == 2
     assert result.reference_ms > 0
 
 
+def test_progress_is_told(reference: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    measure([reference], reference, window=WINDOW, precision=1.0, tell=lambda done, most: heard.append((done, most)))
+    assert heard[-1] == (module.MOST_PASSES, module.MOST_PASSES) and heard == sorted(heard)
+
+
 def test_wrong_files(reference: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model at"):
-        measure(tmp_path / "none.onnx", reference, window=WINDOW, reference_ms=1.0)
+        measure([tmp_path / "none.onnx"], reference, window=WINDOW)
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="is not a model"):
-        measure(tmp_path / "bad.onnx", reference, window=WINDOW, reference_ms=1.0)
+        measure([tmp_path / "bad.onnx"], reference, window=WINDOW)
     with pytest.raises(ValueError, match="hears"):
-        measure(reference, reference, window=WINDOW + 320)
-
-
-@given(st.integers(min_value=8, max_value=300))
-def test_interval_covers_the_median_as_often_as_it_says(n: int) -> None:
-    """Exact coverage of the chosen ranks by the binomial distribution."""
-    low, high = median_interval(list(range(n)))
-    assert low + high == n - 1
-    below = sum(math.comb(n, k) for k in range(int(low) + 1)) / 2**n
-    assert 1 - 2 * below >= 0.95
-    assert 1 - 2 * (below + math.comb(n, int(low) + 1) / 2**n) < 0.95  # the next pair inwards would not do
-
-
-def test_interval_ignores_order_and_outliers() -> None:
-    values = np.random.default_rng(0).permutation(np.r_[np.linspace(1, 2, 99), 1e9])
-    low, high = median_interval(list(values))
-    assert 1.35 < low < 1.5 < high < 1.65
+        measure([reference], reference, window=WINDOW + 320)
+    with pytest.raises(ValueError, match="could not be measured: measure: no model at"):
+        peak_memory(tmp_path / "none.onnx", WINDOW)
 
 
 def test_facts_are_json() -> None:
     facts = json.loads(json.dumps(device_facts()))
-    assert {"cpu", "cores", "load", "onnxruntime", "numpy"} <= set(facts)
+    assert {"cpu", "cores", "memory", "governor", "temperature", "load", "onnxruntime", "numpy"} <= set(facts)
 
 
-def test_the_file_runs_alone(reference: Path, tmp_path: Path) -> None:
+def test_the_file_runs_alone_and_refuses_what_is_no_kit(tmp_path: Path) -> None:
     script = shutil.copy(module.__file__, tmp_path)
-    command = [sys.executable, "-I", script, str(reference), "--reference", str(reference), "--seconds", "0.1"]
-    done = subprocess.run([*command, "--window", str(WINDOW)], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    result = json.loads(done.stdout)
-    assert 0.5 < result["ratio"] < 2
-    assert result["device"]["cores"] >= 1
-    failed = subprocess.run([*command, "--window", "100"], cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("measure: ")
-    assert failed.stderr.count("\n") == 1
+    done = subprocess.run([sys.executable, "-I", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("measure: ") and "is no kit" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_device_without_onnxruntime_is_told_what_to_install(tmp_path: Path) -> None:
+    script = shutil.copy(module.__file__, tmp_path)
+    done = subprocess.run([sys.executable, "-I", "-S", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install numpy onnxruntime" in done.stderr and done.stderr.count("\n") == 1

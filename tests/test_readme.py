@@ -16,7 +16,14 @@ from nas.cli import app
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-QUICK = ("srlnas spaces", "srlnas data import folder", "srlnas data check", "srlnas teacher check")
+QUICK = (
+    "srlnas profile targets",
+    "srlnas profile kit",
+    "srlnas spaces",
+    "srlnas data import folder",
+    "srlnas data check",
+    "srlnas teacher check",
+)
 
 
 def test_there_are_commands() -> None:
@@ -37,7 +44,7 @@ def test_every_command_is_one(command: str) -> None:
         group = typer.main.get_command(app)
         context = group.make_context("srlnas", list(arguments), resilient_parsing=False)
         name, found, rest = group.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]
-        while hasattr(found, "commands"):
+        while hasattr(found, "commands") and not (found.invoke_without_command and rest[0].startswith("-")):
             context = found.make_context(name, rest, parent=context)
             name, found, rest = found.resolve_command(context, [*context._protected_args, *context.args])
         found.make_context(name, rest, parent=context)

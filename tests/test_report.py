@@ -36,7 +36,12 @@ def outcome(error: float, seed: int) -> Outcome:
 
 
 def final(study: Study, name: str, role: str, error: float, latency: float, params: int) -> None:
-    scores = {"latency_ms": latency, "latency_low": latency, "latency_high": latency, "params": float(params)}
+    scores = {
+        "params": float(params),
+        "memory_bytes": 80e6,
+        **dict.fromkeys(("latency_ms", "latency_low", "latency_high"), latency),
+    }
+    scores |= {f"predicted_latency_{end}": factor * latency for end, factor in (("ms", 1.1), ("low", 1.02), ("high", 1.2))}
     for split, prefix in (("val", ""), ("test", "test_")):
         result = outcome(error, seed=len(name) + len(prefix))
         scores |= quality_scores(result, prefix)
@@ -45,12 +50,13 @@ def final(study: Study, name: str, role: str, error: float, latency: float, para
         write_outcome(result, folder / f"outcome_{split}.npz")
     record = Final(
         name=name,
-        role=role,
+        role=role,  # type: ignore[arg-type]
         architecture=SMALL,
         start="random",
         distill_steps=1,
         finetune_steps=1,
-        scores=scores,  # type: ignore[arg-type]
+        scores=scores,
+        latency_kind="measured",
     )
     append_line(study.folder / FINALS_FILE, record.to_json())
 
@@ -58,7 +64,10 @@ def final(study: Study, name: str, role: str, error: float, latency: float, para
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     made = create_study(StudyConfig(name="a"), tmp_path)
-    made.write_json("prepared.json", {"synthetic": True, "teacher_params": 1000, "target": {"name": "host", "threads": 1}})
+    made.write_json(
+        "prepared.json",
+        {"synthetic": True, "teacher_params": 1000, "target": {"name": "host", "threads": 1}, "latency_kind": "calibrated"},
+    )
     return made
 
 
@@ -110,7 +119,14 @@ def test_the_report_says_when_distillation_did_not_pay(study: Study) -> None:
 
 
 def test_an_unfinished_study_shows_validation_scores_and_says_so(study: Study) -> None:
-    scores = {**quality_scores(outcome(0.2, 0)), "latency_ms": 2.0, "params": 100.0}
+    scores = {
+        **quality_scores(outcome(0.2, 0)),
+        "latency_ms": 2.0,
+        "latency_low": 1.9,
+        "latency_high": 2.1,
+        "memory_bytes": 8e7,
+        "params": 100.0,
+    }
     study.record(Candidate(number=0, architecture=SMALL, state="complete", scores=scores))
     study.record(Candidate(number=1, architecture=replace(SMALL, width=32), state="failed", error="boom"))
     front = build_front(study)
@@ -128,11 +144,13 @@ def test_a_study_without_a_candidate_has_an_empty_front(study: Study) -> None:
 def test_every_figure_of_the_table_stands_in_the_files(study: Study) -> None:
     finished(study)
     front = build_front(study, {"final-0": "f" * 32})
-    picture = write_report(study, front)[0]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    pictures = write_report(study, front)
+    assert [picture.name for picture in pictures] == ["front.png", "latency.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert json.loads((study.folder / "front.json").read_text()) == json.loads(json.dumps(front))
     text = (study.folder / "front.md").read_text()
     assert text == markdown(front)
     assert all(cell in text for row in rows(front) for cell in row)
     assert "measured, host, 1 thread" in caption(front) and "synthetic" in text
+    assert "1.1 [1.02, 1.2]" in text and any("10.0 % off: 0 of 2 members" in note for note in front["notes"])
     assert front["members"][0]["run_id"] == "f" * 32

@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 import wave
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas.device import study_profile
+from nas.profile import Profile, profile_path, write_profile
+from nas.study import open_folder
 from trainers.synthetic import speak_corpus
+from trainers.teacher import load_teacher
 
 SRLNAS = [sys.executable, "-m", "nas.cli"]
 TINY = ("--space", "edge", "--steps", "2", "--batch", "8", "--finalists", "3", "--budget", "3cpu-hours")
@@ -41,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, str]:
     """A working folder in which a small search has ended, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
-    limits = ("--max-params", "1.2M", "--max-latency", "1s", "--max-memory", "20MB")
+    limits = ("--max-params", "1.2M", "--max-latency", "1s", "--max-memory", "500MB")
     done = run(folder, "search", *TINY, "--candidates", "4", "--data", str(corpus), "--name", "small", *limits)
     return folder, done.stdout
 
@@ -60,6 +64,12 @@ def test_the_front_has_what_its_readers_rely_on(front: Mapping[str, Any]) -> Non
         assert {"name", "run_id", "params", "size_ratio", "scores", "latency_ms", "architecture"} <= set(member)
         assert member["params"] <= 1.2e6 and 0 < member["size_ratio"] < 1
         assert 0 <= member["scores"]["test_keyword_error"] <= 100 and 0 < member["latency_ms"] <= 1000
+        assert member["latency_kind"] == "measured" and front["latency_kind"] == "calibrated"
+        scores = member["scores"]
+        assert scores["predicted_latency_low"] < scores["predicted_latency_ms"] < scores["predicted_latency_high"]
+        assert scores["latency_ms"] == pytest.approx(scores["predicted_latency_ms"], rel=0.5)
+        assert scores["memory_bytes"] == pytest.approx(scores["predicted_memory_bytes"], rel=0.2)
+    assert any(note.startswith("Latency as predicted before training") for note in front["notes"])
     assert {"knee", "fastest", "smallest", "most-accurate"} == {a for member in front["members"] for a in member["aliases"]}
 
 
@@ -111,6 +121,7 @@ def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], 
     parent = next(run for run in runs if run.data.tags["srlnas.kind"] == "study")
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert {"front.json", "front_table.json", "plots"} <= names
+    assert len(client.list_artifacts(parent.info.run_id, "plots")) == 2  # the front, and latency as predicted and measured
 
 
 def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
@@ -120,6 +131,8 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     manifest = json.loads((bundle / "manifest.json").read_text())
     knee = next(member for member in front["members"] if "knee" in member["aliases"])
     assert manifest["provenance"]["run_id"] == knee["run_id"] and manifest["synthetic"] is True
+    assert manifest["latency"]["how"] == "measured" and manifest["latency"]["milliseconds"] == knee["latency_ms"]
+    assert manifest["latency"]["predicted_latency_low"] < manifest["latency"]["predicted_latency_high"]
     assert json.loads((bundle / "parity.json").read_text())["max_abs_logits"] <= 1e-4
     with wave.open(str(folder / "clip.wav"), "wb") as file:
         file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
@@ -154,19 +167,32 @@ def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
 
 def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], corpus: Path) -> None:
     folder = searched[0]
-    run(folder, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "again")
+    write_profile(study_profile(open_folder(folder / "studies/small")), profile_path("host", folder / "profiles"))
+    board = ("--target", "raspberry-pi-4")
+    shown = run(folder, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "again", *board).stdout
     front = json.loads(run(folder, "front", "again", "--json").stdout)
     first = json.loads(run(folder, "front", "small", "--json").stdout)
     teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]
     assert teachers[0] == teachers[1]
+    assert front["ledger"]["calibration"] < 5 < first["ledger"]["calibration"]  # this machine's profile was read
+    assert "latency and memory on raspberry-pi-4: data sheet, 1 thread, fp32" in shown
+    assert {member["latency_kind"] for member in [*front["members"], *front["references"]]} == {"data sheet"}
+    assert front["machine"].endswith("scaled by the data sheet") and "data sheet, a factor of two" in shown
+    for slow, fast in zip(front["references"], first["references"]):  # the same teacher, paper's student and BC-ResNet
+        assert slow["latency_ms"] > 2 * fast["latency_ms"] or slow["role"] == "knee from scratch"
 
 
-def test_ctrl_c_loses_nothing(tmp_path: Path, corpus: Path) -> None:
+def test_ctrl_c_loses_nothing(on_known_machine: Path, corpus: Path) -> None:
     """Interrupted while candidates train; the front so far is there; the same command with --resume runs the rest alone."""
     arguments = ["search", *TINY, "--candidates", "4", "--cpus", "2", "--data", str(corpus), "--name", "cut"]
-    record = tmp_path / "studies/cut/candidates.jsonl"
+    record = on_known_machine / "studies/cut/candidates.jsonl"
     started = subprocess.Popen(
-        [*SRLNAS, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*SRLNAS, *arguments],
+        cwd=on_known_machine,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and (not record.is_file() or '"complete"' not in record.read_text()):
@@ -176,20 +202,20 @@ def test_ctrl_c_loses_nothing(tmp_path: Path, corpus: Path) -> None:
     out, err = started.communicate(timeout=120)
     assert started.returncode == 130, out + err
     assert "srlnas search --resume cut" in out and "Traceback" not in err
-    so_far = json.loads(run(tmp_path, "front", "cut", "--json").stdout)
+    so_far = json.loads(run(on_known_machine, "front", "cut", "--json").stdout)
     assert so_far["stage"] == "search" and so_far["members"]
     before = {c["number"]: c for c in map(json.loads, record.read_text().splitlines()) if c["state"] == "complete"}
 
-    run(tmp_path, "search", "--resume", "cut")
+    run(on_known_machine, "search", "--resume", "cut")
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert all(sum(c["number"] == number and c["state"] == "running" for c in lines) == 1 for number in before)
     complete = {c["number"] for c in lines if c["state"] == "complete"}
     assert set(before) < complete and len(complete) == 4
-    assert json.loads(run(tmp_path, "front", "cut", "--json").stdout)["stage"] == "final"
+    assert json.loads(run(on_known_machine, "front", "cut", "--json").stdout)["stage"] == "final"
 
 
 @pytest.mark.slow
-def test_a_running_cluster_is_joined(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_cluster_is_joined(on_known_machine: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's own processes on another port, as a cluster would be; the code travels with the search."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head started by hand has another token than this user's
     with socket.socket() as free:
@@ -198,7 +224,7 @@ def test_a_running_cluster_is_joined(tmp_path: Path, corpus: Path, monkeypatch: 
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"]
     options = ["--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", tempfile.mkdtemp(prefix="ray")]
     head = subprocess.Popen(
-        [*start, *options], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*start, *options], cwd=on_known_machine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 60
@@ -208,8 +234,8 @@ def test_a_running_cluster_is_joined(tmp_path: Path, corpus: Path, monkeypatch: 
             time.sleep(0.5)
         time.sleep(5)  # the port answers before the node has joined
         address = ("--ray-address", f"127.0.0.1:{port}")
-        run(tmp_path, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "joined", *address)
-        assert json.loads(run(tmp_path, "front", "joined", "--json").stdout)["stage"] == "final"
+        run(on_known_machine, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "joined", *address)
+        assert json.loads(run(on_known_machine, "front", "joined", "--json").stdout)["stage"] == "final"
     finally:
         os.killpg(head.pid, signal.SIGTERM)  # `ray stop` would end other people's clusters on this machine too
         head.wait(60)
@@ -238,8 +264,11 @@ def other_family(family: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
-def test_a_teacher_of_another_family_is_searched_and_exported(tmp_path: Path, corpus: Path, family: str) -> None:
+def test_a_teacher_of_another_family_is_searched_and_exported(
+    tmp_path: Path, corpus: Path, family: str, known_profile: Callable[..., Profile]
+) -> None:
     other_family(family, tmp_path / "own")
+    write_profile(known_profile(load_teacher(str(tmp_path / "own"))), profile_path("host", tmp_path / "profiles"))
     described = json.loads(run(tmp_path, "teacher", "check", "own", "--json").stdout)
     assert described["family"] == family
     run(tmp_path, "search", *TINY, "--candidates", "2", "--data", str(corpus), "--name", "other", "--teacher", "own")
