@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import log
 from typing import Any
 
 import numpy as np
@@ -36,22 +37,28 @@ class Prior:
 @dataclass(frozen=True, kw_only=True)
 class Regression:
     """coefficients: (features,). covariance: (features, features) of them. noise: relative standard deviation of what they do
-    not explain. degrees: of freedom of that."""
+    not explain. degrees: of freedom of that. largest: value that was measured."""
 
     coefficients: Array
     covariance: Array
     noise: float
     degrees: float
+    largest: float
 
     @cached_property
     def quantile(self) -> float:
         return float(student_t.ppf((1 + COVERAGE) / 2, self.degrees))
 
     def predict(self, counts: Array) -> tuple[float, float, float]:
-        """(features,) -> value, and the 90 % interval in which a measurement is expected. Some microseconds."""
+        """(features,) -> value, and the 90 % interval in which a measurement is expected. Some microseconds.
+
+        Beyond the largest value measured the interval widens with the logarithm of the distance: there a sum of features that
+        only nearly holds departs from the truth, which the data cannot tell.
+        """
         value = float(counts @ self.coefficients)
         share = counts / value
         half = self.quantile * float(np.sqrt(share @ self.covariance @ share + self.noise**2))
+        half *= 1 + log(max(1.0, value / self.largest))
         return value, value * max(0.0, 1 - half), value * (1 + half)
 
 
@@ -78,6 +85,7 @@ def fit(counts: Array, measured: Array, errors: Array, prior: Prior) -> Regressi
         covariance=noise**2 * inverse * np.outer(values, values),
         noise=noise,
         degrees=freedom,
+        largest=float(measured.max()),
     )
 
 

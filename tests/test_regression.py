@@ -72,6 +72,15 @@ def test_what_lies_far_from_the_measurements_is_told_less_surely() -> None:
     assert (far_high - far_low) / (far_high + far_low) > 2 * (high - low) / (high + low)
 
 
+def test_what_is_larger_than_all_measured_is_told_less_surely() -> None:
+    """Twice as wide, relatively, at e times the largest."""
+    counts = rows(8, 0)
+    found = fit(counts, counts @ np.array(PRIOR.values), exact(8), PRIOR)
+    largest = counts[int((counts @ found.coefficients).argmax())]
+    (value, _, high), (far, _, far_high) = found.predict(largest), found.predict(np.e * largest)
+    assert (far_high / far - 1) == pytest.approx(2 * (high / value - 1))
+
+
 def test_a_disturbed_measurement_counts_for_less() -> None:
     counts = rows(12, 0)
     times = counts @ np.array(PRIOR.values)
