@@ -273,10 +273,11 @@ def caption(front: Mapping[str, Any]) -> str:
 def rich_table(front: Mapping[str, Any]) -> Table:
     title = f"{front['study']}{' (synthetic speech)' if front['synthetic'] else ''}: {len(front['members'])} on the front"
     table = Table(title=title, caption=caption(front), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("name", "alias") else "right", no_wrap=column != "alias")
-    for row in rows(front):
-        table.add_row(*map(escape, row))
+    for column in (COLUMNS[0], *COLUMNS[2:]):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for name, aliases, *figures in rows(front):  # aliases and intervals below: side by side fits no terminal
+        cells = [f"{name}\n{aliases}".strip(), *(cell.replace(" [", "\n[") for cell in figures)]
+        table.add_row(*map(escape, cells))
     return table
 
 
