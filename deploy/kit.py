@@ -1,5 +1,6 @@
 """A kit: a folder of ONNX models and the one file that measures them, for this machine, for another over SSH, or to carry."""
 
+import gzip
 import io
 import json
 import os
@@ -106,7 +107,10 @@ def run_here(kit: Kit, tell: measure.Tell | None = None) -> dict[str, Any]:
 def pack(kit: Kit) -> bytes:
     """The kit as a .tar.gz with one folder, the same bytes for the same kit."""
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=6) as tar:
+    with (
+        gzip.GzipFile(fileobj=archive, mode="wb", compresslevel=6, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for path in sorted(kit.folder.iterdir()):
             tar.add(path, f"{FOLDER}/{path.name}", filter=_plain)
     return archive.getvalue()
