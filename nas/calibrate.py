@@ -31,19 +31,15 @@ from trainers.student import Student
 from trainers.teacher import Teacher
 
 DRAWN = 400  # students from which the informative ones are chosen
-SEED = 0
-DEVICE_FILE = "device.json"  # in a study's folder: the profile that it predicts with
-THIS_MACHINE = "host"
-SPEED_SIZE, SPEED_BYTES, SPEED_RUNS = 512, 64_000_000, 10
 
 
-def calibration_students(teacher: Teacher, heads: Heads, target: Target, number: int, seed: int = SEED) -> dict[str, Network]:
+def calibration_students(teacher: Teacher, heads: Heads, target: Target, number: int) -> dict[str, Network]:
     """The `number` students of all spaces whose measurements tell most, the smallest and the largest first; and BC-ResNet.
 
     Those that need more than half of the device's memory are left out.
     """
     spaces = [find_space(name, teacher.architecture, teacher.geometry) for name in CATALOG]
-    chooser = RandomChooser(random.Random(seed))
+    chooser = RandomChooser(random.Random(0))  # the same students for every device of a kind
     drawn = [space.architecture(chooser) for _ in range(-(-DRAWN // len(spaces))) for space in spaces]
     ends = [end for space in spaces for end in (space.smallest(teacher.geometry), space.largest(teacher.geometry))]
     counted = {a: cost(a, teacher.geometry, KEYWORDS, target.window, heads) for a in [*ends, *drawn]}

@@ -103,10 +103,14 @@ class CostModel:
         if self.scale is None:
             value, low, high = self.regression.predict(counts)
             return Estimate(value=value, low=low, high=high, kind=self.kind)
-        coefficients = self.regression.coefficients
-        value, best = (float(counts @ (coefficients * factors)) for factors in (self.scale.expected, self.scale.best))
-        factor = max(LEAST_DATA_SHEET_FACTOR, value / best)
-        return Estimate(value=value, low=value / factor, high=value * factor, kind=self.kind)
+        return data_sheet_estimate(self.regression.coefficients * counts, self.scale)
+
+
+def data_sheet_estimate(parts: Array, scale: Scale) -> Estimate:
+    """What is the sum of `parts` on the measured device, on the scaled one: as far either way as its best is from its expected."""
+    value, best = float(parts @ scale.expected), float(parts @ scale.best)
+    factor = max(LEAST_DATA_SHEET_FACTOR, value / best)
+    return Estimate(value=value, low=value / factor, high=value * factor, kind="data sheet")
 
 
 def fit_latency(costs: Sequence[Cost], milliseconds: Sequence[float], errors: Sequence[float]) -> Regression:

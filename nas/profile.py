@@ -13,7 +13,18 @@ from typing import Any, Self
 import numpy as np
 
 from deploy.measure import Measurement
-from nas.latency import SURE, CostModel, Estimate, Scale, fit_latency, fit_memory, latency_counts, memory_counts
+from nas.latency import (
+    MEMORY_COSTS,
+    SURE,
+    CostModel,
+    Estimate,
+    Scale,
+    data_sheet_estimate,
+    fit_latency,
+    fit_memory,
+    latency_counts,
+    memory_counts,
+)
 from search_spaces.architecture import Architecture, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
 
@@ -21,6 +32,7 @@ FORMAT = 1
 HERE, CARRIED = "here", "carried"
 PROFILES = Path("profiles")
 KEYWORDS = 12  # of the students that calibrate; a head more or less is a thousandth of the time
+SAME_MEMORY = Scale(expected=np.ones(len(MEMORY_COSTS)), best=np.ones(len(MEMORY_COSTS)))  # other processors lay out as much
 FEWEST = 5  # measurements of one precision that a model is fitted to
 
 
@@ -157,9 +169,9 @@ class Device:
         value, low, high = read(self.measured[network])
         if scale is None:
             return Estimate(value=value, low=low, high=high, kind="measured")
-        slower = float(np.median(scale.expected))  # that of its arithmetic
-        factor = max(2.0, slower / float(np.median(scale.best)))
-        return Estimate(value=value * slower, low=value * slower / factor, high=value * slower * factor, kind="data sheet")
+        parts = np.zeros(len(scale.expected))
+        parts[0] = value  # its operations are not counted: all of it scales as the first feature, by arithmetic
+        return data_sheet_estimate(parts, scale)
 
 
 def device_of(profile: Profile, precision: str = "fp32", scale: Scale | None = None) -> Device:
@@ -176,14 +188,9 @@ def device_of(profile: Profile, precision: str = "fp32", scale: Scale | None = N
     memory = fit_memory(costs, [t.measurement.peak_memory for t in students])
     return Device(
         latency_model=CostModel(regression=latency, scale=scale),
-        memory_model=CostModel(regression=memory, scale=None if scale is None else _same_memory()),
+        memory_model=CostModel(regression=memory, scale=scale and SAME_MEMORY),
         measured={t.network: t.measurement for t in profile.taken if t.precision == precision},
     )
-
-
-def _same_memory() -> Scale:
-    """Other processors lay out about as many bytes."""
-    return Scale(expected=np.ones(3), best=np.ones(3))
 
 
 def profile_path(target: str, profiles: Path = PROFILES) -> Path:

@@ -48,7 +48,8 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
         tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name, tags={"budget": config.budget})
         status = "FAILED"
         try:
-            context = calibrated(prepare(study, budget, console), budget, console)
+            context = prepare(study, budget, console)
+            calibrate_target(context, budget, console)
             plan, pace = planned(context, budget, console)
             console.print(describe_plan(plan, budget, study.ledger.spent, workers))
             with progress(console, "search") as tick:
@@ -96,11 +97,10 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
     return context
 
 
-def calibrated(context: Context, budget: Budget, console: Console) -> Context:
-    """The context once it is known what the target needs for a student: from its profile, or measured now, and charged."""
+def calibrate_target(context: Context, budget: Budget, console: Console) -> None:
+    """Finds what the target needs for a student, in its profile, or measured now, and charged; says which."""
     study = context.study
     if not is_prepared(study) or not is_of_this_machine(study_profile(study)):  # a study may go on elsewhere
-        vars(context).pop("device", None)
         with study.ledger.timing(CALIBRATION, 1.0 if budget.resource == "cpu" else 0.0), progress(console, "calibration") as tick:
             prepare_device(study, context.teacher, tick)
     kind, target = context.device.latency_model.kind, context.target
@@ -113,8 +113,7 @@ def calibrated(context: Context, budget: Budget, console: Console) -> Context:
         "disturbances": profile.disturbances,
         "machine": f"{described(profile.device)}{', scaled by the data sheet' if kind == 'data sheet' else ''}",
     }
-    study.write_json(PREPARED_FILE, {**facts(context), **measured})
-    return context
+    study.write_json(PREPARED_FILE, {**study.read_json(PREPARED_FILE), **measured})
 
 
 def facts(context: Context) -> dict[str, Any]:

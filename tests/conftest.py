@@ -97,7 +97,7 @@ def tiny_teacher(teacher_folder: Path) -> Teacher:
     return load_teacher(str(teacher_folder))
 
 
-NANOSECONDS = 2e-8  # of a multiply-accumulate on the machine of `known_profile`, in milliseconds
+MAC_MS = 2e-8  # milliseconds of a multiply-accumulate on the machine of `known_profile`
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +118,7 @@ def known_profile() -> Callable[..., Any]:
             milliseconds, peak = 2.0, 70e6
             if isinstance(network, Architecture):
                 counted = cost(network, teacher.geometry, KEYWORDS, host.window, heads)
-                milliseconds = NANOSECONDS * float(latency_counts(counted) @ np.array(list(LATENCY_COSTS.values())))
+                milliseconds = MAC_MS * float(latency_counts(counted) @ np.array(list(LATENCY_COSTS.values())))
                 peak = 60e6 + 2.0 * counted.weight_bytes + 1.5 * counted.peak_activation_bytes
             measured = Measurement(
                 ratio=milliseconds / 3,

@@ -25,7 +25,7 @@ from search_spaces.cost import cost
 from trainers.teacher import load_teacher
 
 TEACHER, HOST = load_teacher("mini"), load_target("host")
-NANOSECONDS = 2e-8  # of a multiply-accumulate on the known machine, in milliseconds
+MAC_MS = 2e-8  # milliseconds of a multiply-accumulate on the known machine
 HEADS = "every state"
 BOARDS = [name for name in known_targets() if not load_target(name).is_here]
 
@@ -73,7 +73,7 @@ def test_a_profile_predicts_its_device(profile: Profile) -> None:
         counted = cost(largest, TEACHER.geometry, 40, 16_080, HEADS)
         latency, memory = device.latency(largest, counted), device.memory(largest, counted)
         assert latency is not None and memory is not None and latency.kind == memory.kind == "calibrated"
-        true = NANOSECONDS * float(latency_counts(counted) @ np.array(list(LATENCY_COSTS.values())))
+        true = MAC_MS * float(latency_counts(counted) @ np.array(list(LATENCY_COSTS.values())))
         assert latency.value == pytest.approx(true, rel=0.01) and latency.low < true < latency.high
         assert memory.value == pytest.approx(60e6 + 2 * counted.weight_bytes + 1.5 * counted.peak_activation_bytes, rel=0.01)
     known = device.latency(Baseline(), counted)
