@@ -3,7 +3,7 @@ BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow bench-teacher bench-recipe bench-latency install clean
+.PHONY: search test lint slow bench-teacher bench-recipe bench-latency bench-search bench-overhead install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -22,6 +22,12 @@ bench-recipe: install
 
 bench-latency: install
 	$(RUN)/python tests/benchmarks/bench_latency.py
+
+bench-search: install
+	$(RUN)/python tests/benchmarks/bench_search.py
+
+bench-overhead: install
+	$(RUN)/python tests/benchmarks/bench_overhead.py
 
 lint: install
 	$(RUN)/ruff check .

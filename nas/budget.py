@@ -44,13 +44,19 @@ def in_words(seconds: float) -> str:
 
 
 class Ledger:
-    """What was spent and on what: a file of JSON lines, appended and synced, that survives an interruption."""
+    """What was spent and on what: a file of JSON lines, appended and synced by one process, that survives an interruption."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.totals = path, dict[str, float]()
+        for line in read_lines(path):
+            self._add(str(line["what"]), float(line["seconds"]))
 
     def charge(self, what: str, resource_seconds: float) -> None:
+        self._add(what, resource_seconds)
         append_line(self.path, {"what": what, "seconds": round(resource_seconds, 3)})
+
+    def _add(self, what: str, resource_seconds: float) -> None:
+        self.totals[what] = self.totals.get(what, 0.0) + resource_seconds
 
     @contextmanager
     def timing(self, what: str, resources: float) -> Iterator[None]:
@@ -63,14 +69,11 @@ class Ledger:
 
     def by_purpose(self) -> dict[str, float]:
         """Resource-seconds by purpose, in order of first charge."""
-        totals: dict[str, float] = {}
-        for line in read_lines(self.path):
-            totals[str(line["what"])] = totals.get(str(line["what"]), 0.0) + float(line["seconds"])
-        return totals
+        return dict(self.totals)
 
     @property
     def spent(self) -> float:
-        return sum(self.by_purpose().values())
+        return sum(self.totals.values())
 
 
 def append_line(path: Path, fields: dict[str, Any] | str) -> None:

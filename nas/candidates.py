@@ -30,8 +30,8 @@ OBJECTIVES = (KEYWORD_ERROR, EER, LATENCY)
 class Candidate:
     """One student of a study. Changed by `dataclasses.replace` alone.
 
-    scores: by name; quality in percent on the validation split, costs (params, macs, weight_bytes, peak_activation_bytes),
-    latency_ms and memory_bytes as predicted, each with _low and _high.
+    rung: the last that it finished, from 1; 0 before. scores: there, by name; quality in percent on the validation split, costs
+    (params, macs, weight_bytes, peak_activation_bytes), latency_ms and memory_bytes as predicted, each with _low and _high.
     seconds: resource-seconds used. weights: folder of the trained student, relative to the study.
     error: why it was refused or failed. run_id: its MLflow run. latency_kind: what its latency and memory rest on.
     """

@@ -50,13 +50,22 @@ def search(
     steps: Annotated[
         int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
     ] = None,
+    rungs: Annotated[
+        int | None, typer.Option(help="Lengths at which candidates may be stopped; default: planned, at most 3.")
+    ] = None,
+    reduction: Annotated[int, typer.Option(help="One in so many goes on to the next rung, which is so many times as long.")] = 3,
+    sampler: Annotated[str, typer.Option(help="What proposes candidates: tpe, nsga2, gp, random.")] = "tpe",
+    warm_start: Annotated[
+        str,
+        typer.Option(help="Begin candidates with a shared student's weights: on, off, auto, or studies/NAME/shared.safetensors."),
+    ] = "auto",
     finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
     recipe: RecipeFile = None,
     batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
     gpus: Annotated[
-        float | None, typer.Option(help="GPUs of one worker, fractions too; default: 0.5 with a GPU budget, else 0.")
-    ] = None,
+        float, typer.Option(help="GPUs of one worker, fractions too; default with a GPU budget: as its memory allows, measured.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of proposals, weights and batches.")] = 0,
     targets: Annotated[str, typer.Option(help="Teacher states: auto, cached, online.")] = "auto",
     cache: Annotated[str, typer.Option(help="Folder for decoded audio, teacher states and references.")] = "studies/.cache",
@@ -67,7 +76,6 @@ def search(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for students within a budget and log the front to MLflow."""
-    from nas.budget import parse_budget
     from nas.config import StudyConfig
     from nas.progress import console
     from nas.search import check_config, check_target
@@ -91,10 +99,14 @@ def search(
             candidates=candidates,
             distill_steps=steps,
             finetune_steps=steps,
+            rungs=rungs,
+            reduction=reduction,
+            sampler=sampler,  # type: ignore[arg-type]  # checked by the configuration
+            warm_start=warm_start,
             finalists=finalists,
             targets=targets,  # type: ignore[arg-type]  # checked by the configuration
             cpus=cpus,
-            gpus=gpus if gpus is not None else 0.5 if parse_budget(budget).resource == "gpu" else 0.0,
+            gpus=gpus,
             seed=seed,
             tracking_uri=tracking_uri,
             recipe=read_recipe(recipe, batch),

@@ -16,6 +16,7 @@ from nas.config import StudyConfig
 
 Item = TypeVar("Item")
 ANSWER_SECONDS = 5
+HEARTBEAT = 10.0  # seconds between two charges of what runs: a driver that is killed leaves no more than that unpaid
 PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
 
 
@@ -71,23 +72,53 @@ def workers(config: StudyConfig, budget: Budget) -> int:
         raise ValueError(
             f"the budget names GPUs and the cluster has none ({cpus:g} CPUs); give cpu-hours, or the --ray-address of one that has"
         )
-    possible = min(cpus / config.cpus, gpus / config.gpus if config.gpus else float("inf"))
+    share = config.gpus or float(budget.resource == "gpu")  # before it is measured, a whole one
+    possible = min(cpus / config.cpus, gpus / share if share else float("inf"))
     if possible < 1:
         raise ValueError(
-            f"a worker of {config.cpus:g} CPUs and {config.gpus:g} GPUs is more than the cluster has ({cpus:g} and {gpus:g})"
+            f"a worker of {config.cpus:g} CPUs and {share:g} GPUs is more than the cluster has ({cpus:g} and {gpus:g})"
         )
     return int(possible)
 
 
-def run_task(text: str) -> dict[str, Any]:
-    """One training in a worker. Whatever goes wrong comes back as a report: the search goes on."""
+def on_a_gpu(function: Callable[[str], Item], text: str) -> Item:
+    """What a function gives that has a whole GPU to itself."""
+    found: Item = ray.get(ray.remote(function).options(num_gpus=1, max_retries=0).remote(text))
+    return found
+
+
+def reports(text: str) -> Iterator[dict[str, Any]]:
+    """One training in a worker, a report a rung. Whatever goes wrong comes back as a report: the search goes on."""
     from nas.evaluate import evaluate, task_from_json
 
+    task = task_from_json(text)
     try:
-        return {"state": "complete", **evaluate(task_from_json(text))}
+        for report in evaluate(task):
+            yield {"state": "complete" if report["rung"] == task.rungs else "running", **report}
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return {"state": "failed", "error": f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"}
+        yield {"state": "failed", "error": described(error)}
+
+
+def run_task(text: str) -> dict[str, Any]:
+    """A training that is scored once."""
+    (report,) = reports(text)
+    return report
+
+
+def train_shared(text: str) -> dict[str, Any]:
+    """The distillation of a study's shared student in a worker."""
+    from nas.evaluate import distil_shared
+
+    try:
+        distil_shared(**json.loads(text))
+    except Exception as error:
+        return {"state": "failed", "error": described(error)}
+    return {"state": "complete"}
+
+
+def described(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 
 
 def run_tasks(
@@ -96,29 +127,46 @@ def run_tasks(
     config: StudyConfig,
     workers: int,
     *,
+    function: Callable[[str], dict[str, Any]] = run_task,
     charge: Callable[[Item, float], None],
     tick: Callable[[float], None],
+    admit: Callable[[Item, Sequence[tuple[Item, float]]], bool] = lambda item, running: True,
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     """Trains the items in Ray workers, in their order; each with its report as it ends.
 
-    task_json: the task of an item. charge: hears the wall seconds of each, those too of what still runs when this is closed.
-    tick: hears, about every second, for how many seconds the ones that run have run.
+    task_json: the task of an item, for `function`. charge: hears the wall seconds of each, bit by bit while it runs.
+    tick: hears, about every second, for how many seconds the ones that run have run. admit: whether to begin an item beside those
+    that run, each with its seconds so far; one that is not admitted is passed over.
     """
-    remote = ray.remote(run_task).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
-    waiting, running = list(items), dict[Any, tuple[Item, float]]()
+    remote = ray.remote(function).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
+    waiting, running, paid = list(items), dict[Any, tuple[Item, float]](), dict[Any, float]()
+
+    def pay(reference: Any, interval: float = 0.0) -> None:
+        now = time.monotonic()
+        if now - paid[reference] >= interval:
+            charge(running[reference][0], now - paid[reference])
+            paid[reference] = now
+
+    def past() -> list[tuple[Item, float]]:
+        return [(item, time.monotonic() - began) for item, began in running.values()]
+
     try:
-        while waiting or running:
+        while True:
             while waiting and len(running) < workers:
-                item = waiting.pop(0)
-                running[remote.remote(task_json(item))] = item, time.monotonic()
+                if admit(item := waiting.pop(0), past()):
+                    reference = remote.remote(task_json(item))
+                    running[reference], paid[reference] = (item, time.monotonic()), time.monotonic()
+            if not running:
+                return
             for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
-                item, began = running.pop(reference)
-                charge(item, time.monotonic() - began)
-                yield item, _report(reference)
-            tick(sum(time.monotonic() - began for _, began in running.values()))
+                pay(reference)
+                yield running.pop(reference)[0], _report(reference)
+            for reference in running:
+                pay(reference, HEARTBEAT)
+            tick(sum(seconds for _, seconds in past()))
     finally:
-        for item, began in running.values():
-            charge(item, time.monotonic() - began)
+        for reference in running:
+            pay(reference)
 
 
 def _report(reference: Any) -> dict[str, Any]:
@@ -133,4 +181,5 @@ def trainable(config: dict[str, Any]) -> None:
     """What Ray Tune runs. The report travels as JSON, because Tune flattens nested results and mixes its own fields in."""
     from ray import tune
 
-    tune.report({"report": json.dumps(run_task(config["task"]))})
+    for report in reports(config["task"]):
+        tune.report({"report": json.dumps(report)})

@@ -7,10 +7,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from trainers.recipe import Recipe
 from trainers.targets import Mode
+
+Sampler = Literal["tpe", "nsga2", "gp", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,12 @@ class StudyConfig:
 
     data: Parquet corpora, together one; empty for the embedded default. trials, noise: Parquet, or none.
     budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
-    candidates: at most so many. distill_steps, finetune_steps: of a candidate; planned from the budget when None.
+    candidates: at most so many. distill_steps, finetune_steps: of a candidate on its last rung, rungs: lengths at which it may be
+    stopped, each `reduction` times as long as the one before; planned from the budget when None. sampler: of `nas.searcher`.
+    warm_start: whether candidates begin with the weights of a shared student: on, off, auto, or the file of another study's.
     full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
-    target_windows: at most so many windows of teacher states. cpus, gpus: of one worker.
+    target_windows: at most so many windows of teacher states. cpus, gpus: of one worker; with a budget of
+    GPUs, 0 is a share of one that is measured.
     cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
     recipe: how everything is trained, a table of its own in the file.
     """
@@ -40,6 +45,10 @@ class StudyConfig:
     candidates: int | None = None
     distill_steps: int | None = None
     finetune_steps: int | None = None
+    rungs: int | None = None
+    reduction: int = 3
+    sampler: Sampler = "tpe"
+    warm_start: str = "auto"
     full_length: float = 3.0
     finalists: int = 6
     targets: Mode = "auto"
@@ -53,14 +62,15 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for name, least in (("full_length", 1), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
+        for name, least in (("full_length", 1), ("reduction", 2), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}")
-        for name in ("candidates", "distill_steps", "finetune_steps"):
+        for name in ("candidates", "distill_steps", "finetune_steps", "rungs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
-        if self.targets not in ("auto", "cached", "online"):
-            raise ValueError(f"targets is {self.targets!r}; allowed are auto, cached, online")
+        for name, kinds in (("targets", Mode), ("sampler", Sampler)):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")
         if self.recipe.frozen or not (self.recipe.keywords and self.recipe.speakers):
             raise ValueError(
                 "a study trains whole students for both tasks: leave keywords, speakers and frozen out of the recipe; "

@@ -1,71 +1,105 @@
 """The search itself: Ray Tune trains what Optuna proposes, while the budget for it lasts."""
 
+import json
 import logging
 import math
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nas.budget import Budget
 from nas.candidates import OBJECTIVES, Candidate
-from nas.cluster import trainable
-from nas.evaluate import Context, Task, cost_of, cost_scores, task_json, tightest
-from nas.plan import SAFETY, Pace, Plan, space_of
-from nas.searcher import Hooks, StudySearcher
+from nas.cluster import HEARTBEAT, trainable
+from nas.evaluate import Context, Task, cost_of, cost_scores, space_of, task_json, tightest
+from nas.pace import Pace
+from nas.plan import SAFETY, Plan, resources_of
+from nas.scheduler import Rungs, RungScheduler
+from nas.searcher import Hooks, StudySearcher, values_of
 from nas.tracking import Tracking
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, Geometry
+from search_spaces.catalog import published_students
+from search_spaces.space import Nearest, SearchSpace
 
 SPENT_ON = "candidates"
+REASON = 400  # characters
+
+
+@dataclass
+class Running:
+    """A candidate in training. since: when what it runs now was last charged."""
+
+    candidate: Candidate
+    since: float
 
 
 class Exploration:
-    """The driver's side of a search: refuses, admits, records. Holds what is running; everything else is in the study folder."""
+    """The driver's side of a search: refuses, admits, stops, records. Holds what is running; all else is in the study folder."""
 
     def __init__(
         self, context: Context, plan: Plan, pace: Pace, budget: Budget, tracking: Tracking, tick: Callable[[float, float], None]
     ):
         self.context, self.plan, self.pace, self.tracking, self.tick = context, plan, pace, tracking, tick
-        config = context.study.config
-        self.resources = config.gpus if budget.resource == "gpu" else config.cpus
-        self.running: dict[int, tuple[Candidate, float]] = {}  # with the time that each began
-        self.warned = False
+        self.study, self.budget = context.study, budget
+        self.resources = resources_of(context.study.config, budget)
+        self.lengths, self.limit, self.is_filling = plan.lengths(), plan.search_seconds, False
+        self.running, self.interrupted = dict[int, Running](), dict[int, Candidate]()
+        self.rungs, self.reasons, self.warned = Rungs(plan.reduction), dict[int, str](), False
         self.kind = context.device.latency_model.kind
-        self.seen = [self._lesson(candidate) for candidate in context.study.candidates() if candidate.state == "complete"]
+        self.seen = list[tuple[float, float]]()
+        self._replay()
 
-    def run(self, workers: int) -> None:
-        """Returns when nothing more can be afforded. An interruption leaves the running candidates recorded as running."""
+    def _replay(self) -> None:
+        """What the folder has of rungs that were reached, and of those who were on their way."""
+        rungs = dict[int, int]()
+        for candidate in self.study.history():
+            if candidate.rung > rungs.get(candidate.number, 0) and candidate.state in ("running", "stopped", "complete"):
+                rungs[candidate.number] = candidate.rung
+                self.rungs.goes_on(candidate.rung, values_of(candidate.scores))
+        for candidate in self.study.candidates():
+            if candidate.state == "running":
+                self.interrupted[candidate.number] = candidate
+            elif candidate.state in ("stopped", "complete"):
+                self.seen.append(self._lesson(candidate))
+
+    def run(self, workers: int, *, more: float = 0.0) -> None:
+        """Returns when nothing more can be afforded. An interruption leaves the running candidates recorded as running.
+
+        more: resource-seconds beyond the plan, left over from elsewhere; what is begun with them may be stopped for want of them.
+        """
         from ray import tune
 
-        config = self.context.study.config
+        config, space, teacher = self.study.config, space_of(self.context), self.context.teacher
+        left = self.budget.seconds - self.study.ledger.spent
+        self.limit, self.is_filling = min(max(self.plan.search_seconds, self._spent() + more), self._spent() + left), more > 0
         searcher = StudySearcher(
-            space_of(self.context),
+            space,
             self._hooks(),
-            history=self.context.study.candidates(),
+            history=self.study.candidates(),
             seed=config.seed,
             limit=config.candidates,
+            sampler=config.sampler,
+            first=first_candidates(space, teacher.architecture, teacher.geometry),
         )
-        searcher.enqueue(space_of(self.context).smallest(self.context.teacher.geometry))
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             with tempfile.TemporaryDirectory(prefix="srlnas-ray-") as scratch:  # Ray's own state is never read again
                 tune.Tuner(
                     tune.with_resources(trainable, {"cpu": config.cpus, "gpu": config.gpus}),
                     tune_config=tune.TuneConfig(
-                        search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                        search_alg=searcher,
+                        scheduler=RungScheduler(self._goes_on, self._died),
+                        num_samples=-1,
+                        max_concurrent_trials=workers,
+                        reuse_actors=True,
                     ),
                     run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
                 ).fit()
         finally:  # what was interrupted was paid for
-            for _, began in self.running.values():
-                self.context.study.ledger.charge(SPENT_ON, (time.monotonic() - began) * self.resources)
-
-    def show(self) -> None:
-        """Progress: of what the search may spend, what is spent, running trainings included."""
-        under_way = sum(time.monotonic() - began for _, began in self.running.values()) * self.resources
-        self.tick(self._spent() + under_way, self.plan.search_seconds)
+            for running in self.running.values():
+                self._charge(running)
 
     def _hooks(self) -> Hooks:
         return Hooks(
@@ -76,15 +110,25 @@ class Exploration:
             finished=self._finished,
         )
 
+    def show(self) -> None:
+        """Progress: of what the search may spend, what is spent. Charges what runs every few seconds, so that a driver that is
+        killed leaves little unpaid."""
+        for running in self.running.values():
+            if time.monotonic() - running.since > HEARTBEAT:
+                self._charge(running)
+        self.tick(self._spent(), self.limit)
+
+    def _charge(self, running: Running) -> None:
+        now = time.monotonic()
+        seconds, running.since = (now - running.since) * self.resources, now
+        self.study.ledger.charge(SPENT_ON, seconds)
+        running.candidate = replace(running.candidate, seconds=running.candidate.seconds + seconds)
+
     def _spent(self) -> float:
-        return self.context.study.ledger.by_purpose().get(SPENT_ON, 0.0)
+        return self.study.ledger.by_purpose().get(SPENT_ON, 0.0)
 
     def _refusal(self, architecture: Architecture) -> str | None:
         return limits_broken(self.context, cost_scores(self.context, architecture))
-
-    def _predicted(self, architecture: Architecture, pace: Pace) -> float:
-        macs = cost_of(self.context, architecture).total_macs
-        return pace.seconds(macs, self.plan.distill_steps, self.plan.finetune_steps)
 
     @property
     def learned_pace(self) -> Pace:
@@ -92,61 +136,99 @@ class Exploration:
         return self.pace.corrected(self.seen)
 
     def _lesson(self, candidate: Candidate) -> tuple[float, float]:
-        """Wall seconds that a candidate took, and what the probe's pace predicted."""
-        return candidate.seconds / self.resources, self._predicted(candidate.architecture, replace(self.pace, factor=1.0))
+        """Wall seconds that a candidate took up to its rung, and what the probe's pace predicted."""
+        macs, pace = self._macs(candidate.architecture), replace(self.pace, factor=1.0)
+        return candidate.seconds / self.resources, pace.rungs(macs, self.lengths[: candidate.rung])
+
+    def _macs(self, architecture: Architecture) -> float:
+        return cost_of(self.context, architecture).total_macs
+
+    def _to_pay(self, candidate: Candidate, rungs: int) -> float:
+        """Predicted resource-seconds of a candidate from the last rung that it finished up to `rungs`."""
+        lengths = self.lengths[: max(rungs, candidate.rung)]
+        return SAFETY * self.resources * self.learned_pace.rungs(self._macs(candidate.architecture), lengths, candidate.rung)
 
     def _affordable(self, architecture: Architecture) -> bool:
-        """Whether this and all that runs will have ended, as predicted, before the search's share is spent."""
-        pace = self.learned_pace
-        under_way = [*(candidate.architecture for candidate, _ in self.running.values()), architecture]
-        predicted = SAFETY * self.resources * sum(self._predicted(a, pace) for a in under_way)
-        return self._spent() + predicted <= self.plan.search_seconds
+        """Whether all rungs of this and of all that runs fit into what is left, as predicted; when filling up, its first rung."""
+        newcomer = Candidate(number=-1, architecture=architecture, state="running")
+        rungs = 1 if self.is_filling else len(self.lengths)
+        under_way = [running.candidate for running in self.running.values()]
+        to_pay = [self._to_pay(candidate, max(candidate.rung + 1, rungs)) for candidate in [*under_way, newcomer]]
+        return self._spent() + sum(to_pay) <= self.limit
 
     def _started(self, number: int, architecture: Architecture) -> dict[str, Any]:
-        study = self.context.study
+        new = Candidate(number=number, architecture=architecture, state="running", latency_kind=self.kind)
+        candidate = self.interrupted.pop(number, new)
+        name = f"candidate-{number}"
         task = Task(
-            study=str(study.folder.resolve()),
-            name=f"candidate-{number}",
+            study=str(self.study.folder.resolve()),
+            name=name,
             architecture=architecture.to_json(),
-            start=self.context.study.config.recipe.start,
+            start="shared student" if self.plan.shared_steps else self.study.config.recipe.start,
             distill_steps=self.plan.distill_steps,
             finetune_steps=self.plan.finetune_steps,
             splits=("val",),
-            seed=study.config.seed,
+            seed=self.study.config.seed,
+            distilled=name if self.plan.rungs > 1 and self.plan.distill_steps else None,
+            rungs=self.plan.rungs,
+            reduction=self.plan.reduction,
+            done=candidate.rung,
+            sharing=True,
         )
-        candidate = Candidate(number=number, architecture=architecture, state="running", latency_kind=self.kind)
-        self.running[number] = (candidate, time.monotonic())
-        study.record(candidate)
-        return {"task": task_json(task)}
+        self.running[number] = Running(candidate=candidate, since=time.monotonic())
+        self.study.record(candidate)
+        return {"task": task_json(task), "number": number}
 
     def _refused(self, number: int, architecture: Architecture, reason: str) -> None:
         scores = cost_scores(self.context, architecture)
         refused = Candidate(number=number, architecture=architecture, state="refused", scores=scores, error=reason)
         self._record(replace(refused, latency_kind=self.kind))
 
-    def _finished(self, number: int, report: Mapping[str, Any] | None) -> Candidate:
-        candidate, began = self.running.pop(number)
-        seconds = time.monotonic() - began
-        report = checked(report or {"state": "failed", "error": "the worker died, most likely for want of memory"})
-        self.context.study.ledger.charge(SPENT_ON, seconds * self.resources)
-        recorded = self._record(
-            replace(
-                candidate,
-                state=report["state"],
-                scores=report.get("scores", {}),
-                rung=1 if report["state"] == "complete" else 0,
-                seconds=seconds * self.resources,
-                weights=f"students/candidate-{number}" if report["state"] == "complete" else None,
-                error=report.get("error"),
-            )
-        )
-        if recorded.state == "complete":
-            self.seen.append(self._lesson(recorded))
-        return recorded
+    def _goes_on(self, trial: Mapping[str, Any], text: str) -> bool:
+        """Records what a candidate reached; whether it trains on."""
+        running = self.running[trial["number"]]
+        self._charge(running)
+        report = checked(json.loads(text))
+        reached = replace(running.candidate, state=report["state"], error=report.get("error"))
+        if report["state"] != "failed":
+            reached = replace(reached, rung=report["rung"], scores=report["scores"])
+        if report["state"] == "complete":
+            reached = replace(reached, weights=f"students/candidate-{reached.number}")
+            self.rungs.goes_on(reached.rung, values_of(reached.scores))
+        elif report["state"] == "running":
+            reached = self._judged(reached)
+        running.candidate = self._record(reached)
+        return reached.state in ("running", "complete")
+
+    def _judged(self, candidate: Candidate) -> Candidate:
+        """Stopped where it is not among the best of its rung, or where the next rung cannot be paid."""
+        if not self.rungs.goes_on(candidate.rung, values_of(candidate.scores)):
+            return replace(candidate, state="stopped")
+        others = [other.candidate for other in self.running.values() if other.candidate.number != candidate.number]
+        to_pay = sum(self._to_pay(c, c.rung + 1) for c in [candidate, *others])
+        if self._spent() + to_pay <= self.limit:
+            return candidate
+        return replace(candidate, state="stopped", error=f"the budget has no room for rung {candidate.rung + 1}")
+
+    def _died(self, trial: Mapping[str, Any], reason: str) -> None:
+        """Ray's words, of which the last line says what happened."""
+        lines = [line.strip() for line in reason.splitlines() if line.strip()]
+        self.reasons[trial["number"]] = lines[-1][:REASON] if lines else "most likely for want of memory"
+
+    def _finished(self, number: int) -> Candidate:
+        running = self.running.pop(number)
+        if running.candidate.state == "running":
+            self._charge(running)
+            reason = self.reasons.pop(number, "most likely for want of memory")
+            running.candidate = self._record(replace(running.candidate, state="failed", error=f"the worker died: {reason}"))
+        if running.candidate.state != "failed":
+            self.seen.append(self._lesson(running.candidate))
+        (self.study.folder / "distilled" / f"candidate-{number}.safetensors").unlink(missing_ok=True)
+        return running.candidate
 
     def _record(self, candidate: Candidate) -> Candidate:
-        candidate = replace(candidate, run_id=self._mirror(candidate))
-        self.context.study.record(candidate)
+        candidate = replace(candidate, run_id=self._mirror(candidate) or candidate.run_id)
+        self.study.record(candidate)
         self.show()
         return candidate
 
@@ -161,11 +243,17 @@ class Exploration:
             return None
 
 
+def first_candidates(space: SearchSpace, teacher: Architecture, geometry: Geometry) -> list[Architecture]:
+    """What is tried before any proposal: the smallest and the largest student, and the members next to published ones."""
+    published = [space.architecture(Nearest(student)) for student in published_students(teacher).values()]
+    return [space.smallest(geometry), space.largest(geometry), *published]
+
+
 def checked(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A complete report whose objectives are all finite numbers; else it is a failed one that names what is missing."""
+    """A report whose objectives are all finite numbers; else it is a failed one that names what is missing."""
     scores = report.get("scores", {})
     missing = [objective.name for objective in OBJECTIVES if not math.isfinite(scores.get(objective.name, math.nan))]
-    if report["state"] != "complete" or not missing:
+    if report["state"] == "failed" or not missing:
         return report
     return {**report, "state": "failed", "error": f"no finite value for {', '.join(missing)}"}
 
@@ -199,6 +287,10 @@ def _ticker(show: Callable[[], None]) -> Any:
     from ray.tune import Callback
 
     class Ticker(Callback):
+        def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+            """As `StudySearcher`: Ray pickles it and nobody reads it."""
+            return Callback, ()
+
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             show()
 

@@ -21,8 +21,9 @@ from nas.cluster import run_tasks
 from nas.device import DEVICE_FILE, reachable, study_profile
 from nas.evaluate import Context, Start, Task, cost_scores, own_tuning, task_json
 from nas.latency import Kind
-from nas.pareto import knee, non_dominated
-from nas.plan import SAFETY, Pace, Plan, full_steps, training_macs
+from nas.pace import Pace, training_macs
+from nas.pareto import epsilon_net, knee, non_dominated
+from nas.plan import FINAL_SAFETY, Plan, full_steps, resources_of
 from nas.profile import Profile, Taken
 from nas.searcher import values_of
 from nas.study import Study
@@ -34,6 +35,7 @@ from trainers.student import load_student
 Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch"]
 FINALS_FILE = "finals.jsonl"
 PREDICTED = "predicted_latency_ms"
+OVERDRAFT = 0.01  # of the budget, by which what is predicted may overrun it
 SPENT_ON = {"finalist": "finalists"}
 
 
@@ -89,14 +91,7 @@ def equal_updates(distill_steps: int, finetune_steps: int) -> int:
 
 def spread(points: np.ndarray[Any, np.dtype[np.floating[Any]]], most: int) -> list[int]:
     """Indices of at most `most` rows that lie apart: knee, the best in each objective, then the farthest from all chosen."""
-    low, high = points.min(0), points.max(0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    order = list(dict.fromkeys([knee(points), *map(int, points.argmin(0))]))
-    while len(order) < len(points):
-        gaps = np.linalg.norm(scaled[:, None] - scaled[order], axis=-1).min(1)
-        gaps[order] = -1
-        order.append(int(gaps.argmax()))
-    return order[:most]
+    return epsilon_net(points, list(dict.fromkeys([knee(points), *map(int, points.argmin(0))])))[:most]
 
 
 class Finals:
@@ -106,8 +101,7 @@ class Finals:
         self, context: Context, plan: Plan, pace: Pace, budget: Budget, workers: int, tick: Callable[[float, float], None]
     ):
         self.context, self.plan, self.pace, self.budget, self.workers, self.tick = context, plan, pace, budget, workers, tick
-        config = context.study.config
-        self.resources = config.gpus if budget.resource == "gpu" else config.cpus
+        self.resources = resources_of(context.study.config, budget)
         self.expected, self.finished = 0.0, 0.0  # wall seconds, for the progress
 
     def run(self) -> list[Final]:
@@ -144,16 +138,17 @@ class Finals:
             macs = [training_macs(self.context, architecture) for architecture in trained]
             steps = full_steps(left, self.resources, self.pace, macs, self.plan, study.config.full_length)
             if steps or count == 1:
-                length = max(steps, self.plan.finetune_steps)
+                length = max(steps, self.plan.full_steps)
                 return [*self._references(length), *self._finalists(candidates[:count], length)]
         return []
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
         begun = {final.candidate for final in recorded}
-        new = self._finalists([c for c in candidates if c.number not in begun], recorded[0].finetune_steps)
+        length = next(final.finetune_steps for final in recorded if final.role == "paper's student")
+        new = self._finalists([c for c in candidates if c.number not in begun], length)
         left = self.budget.seconds - self.context.study.ledger.spent
         left -= sum(self._seconds(final) for final in recorded if not self._done(final)) * self.resources
-        afforded = np.cumsum([SAFETY * self.resources * self._seconds(final) for final in new]) <= left
+        afforded = np.cumsum([FINAL_SAFETY * self.resources * self._seconds(final) for final in new]) <= left
         return [final for final, affordable in zip(new, afforded) if affordable]
 
     def _references(self, steps: int) -> list[Final]:
@@ -180,21 +175,27 @@ class Finals:
         ]
 
     def _finalists(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
+        """Those that begin with a shared student's weights are tuned for as many updates as others are distilled and tuned."""
+        distill, tune = self._distill_steps(steps), steps
+        start: Start = self.context.study.config.recipe.start
+        if self.plan.shared_steps:
+            distill, tune, start = 0, equal_updates(distill, steps), "shared student"
         return [
             Final(
                 name=f"final-{candidate.number}",
                 role="finalist",
                 architecture=candidate.architecture,
-                start=self.context.study.config.recipe.start,
-                distill_steps=self._distill_steps(steps),
-                finetune_steps=steps,
+                start=start,
+                distill_steps=distill,
+                finetune_steps=tune,
                 candidate=candidate.number,
             )
             for candidate in candidates
         ]
 
     def _distill_steps(self, steps: int) -> int:
-        return round(steps * self.plan.distill_steps / self.plan.finetune_steps)
+        """Of what begins with the teacher's weights: in a candidate's proportion; as many where candidates were spared them."""
+        return steps if self.plan.shared_steps else round(steps * self.plan.distill_steps / self.plan.finetune_steps)
 
     def _scratch(self, finalists: Sequence[Final]) -> Final:
         """The knee's architecture at random, fine-tuned for as many updates as the knee was distilled and fine-tuned for."""
@@ -245,11 +246,20 @@ class Finals:
             self.context.study.config,
             self.workers,
             charge=self._charge,
-            tick=lambda running: self.tick(self.finished + running, self.expected),
+            admit=self._affordable,
+            tick=lambda running: self.tick((self.finished + running) * self.resources, self.expected * self.resources),
         ):
             if "scores" in report and final.role in ("teacher", "paper's student", "BC-ResNet"):
                 self._keep(final, report)
             yield final, report
+
+    def _affordable(self, final: Final, running: Sequence[tuple[Final, float]]) -> bool:
+        """Whether it fits into the budget; what a front cannot do without, its references and first finalist, always does."""
+        first = next(recorded.name for recorded in read_finals(self.context.study) if recorded.role == "finalist")
+        if final.role != "finalist" or final.name == first:
+            return True
+        seconds = self._seconds(final) + sum(max(0.0, self._seconds(other) - past) for other, past in running)
+        return self.context.study.ledger.spent + seconds * self.resources <= (1 + OVERDRAFT) * self.budget.seconds
 
     def _charge(self, final: Final, seconds: float) -> None:
         self.context.study.ledger.charge(SPENT_ON.get(final.role, "references"), seconds * self.resources)

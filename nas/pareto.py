@@ -3,6 +3,7 @@
 A row with NaN or infinity is on no front and dominates nothing. Exact duplicates stand or fall together: both are kept.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +27,34 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
     return finite & ~np.array(beaten, bool)
 
 
+def front_ranks(points: Points) -> NDArray[np.int_]:
+    """(points,) 0 on the front, 1 on the front of what is left, and so on; rows that are not finite come after all fronts."""
+    ranks = np.full(len(points), len(points))
+    left = np.flatnonzero(np.isfinite(points).all(1))
+    no_worse = np.asarray((points[:, None] <= points).all(-1))
+    beats = np.asarray(no_worse & ~no_worse.T)
+    for rank in range(len(points)):
+        beaten = beats[np.ix_(left, left)].any(0)
+        ranks[left[~beaten]] = rank
+        left = left[beaten]
+    return ranks
+
+
+def epsilon_net(points: Points, first: Sequence[int]) -> list[int]:
+    """All rows, begun with `first`, each next one the farthest from those before it, so that any number of them from the beginning
+    covers the points evenly (Schmucker et al., arXiv 2106.12639). Objectives are scaled to the points' own range; of equally far
+    rows the first comes first."""
+    scaled, order = _scaled(points), list(first)
+    gaps = np.linalg.norm(scaled[:, None] - scaled[order], axis=-1).min(1)
+    gaps[order] = -1.0
+    while len(order) < len(points):
+        farthest = int(np.flatnonzero(gaps > gaps.max() - 1e-9)[0])
+        order.append(farthest)
+        gaps = np.minimum(gaps, np.linalg.norm(scaled - scaled[farthest], axis=-1))
+        gaps[order] = -1.0
+    return order
+
+
 def hypervolume(points: Points, reference: Points) -> float:
     """Volume that the points dominate below the reference (objectives,). Exact, by slicing the last objective: a slab between two
     neighbouring values has as its base the hypervolume of the points reached so far in the other objectives."""
@@ -41,6 +70,10 @@ def hypervolume(points: Points, reference: Points) -> float:
 
 def knee(points: Points) -> int:
     """The member of a front nearest to its ideal point, objectives scaled to the front's own range (0 where it has none)."""
+    return int(np.argmin(np.square(_scaled(points)).sum(1)))
+
+
+def _scaled(points: Points) -> Points:
     low, high = points.min(0), points.max(0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    return int(np.argmin(np.square(scaled).sum(1)))
+    scaled: Points = (points - low) / np.where(high > low, high - low, 1.0)
+    return scaled

@@ -1,96 +1,51 @@
-"""What a budget buys: how long one training takes, and how the budget is split into candidates, finalists and references."""
+"""What a budget buys: how it is split into a shared student, candidates, finalists and references, and how long each is trained."""
 
 import math
-import random
-import statistics
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from scipy.optimize import nnls
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nas.budget import Budget, in_words
 from nas.config import StudyConfig
-from nas.evaluate import Context, Task, build_student, cost_of, train
-from search_spaces.architecture import Architecture, Baseline, Network
-from search_spaces.catalog import find_space, paper_student
-from search_spaces.space import RandomChooser, SearchSpace
+from nas.evaluate import Lengths, rung_lengths
+from nas.pace import Pace, Sizes
 
 SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
 FEWEST_STEPS, MOST_STEPS = 20, 5000
 MOST_FULL_STEPS = 20_000
 SAFETY = 1.15  # a training is begun only where this much of its predicted time is left
-BASE_SECONDS = 10.0  # of a training beside its updates: building, scoring's set-up, saving; corrected by what is seen
-DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
-TYPICAL_DRAWS = 64
-PROBE_STEPS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Predicted wall seconds of one training on one worker: base + (per_clip + per_mac x MACs) x clips, times `factor`.
-
-    A clip that is trained on counts once, a clip that is scored a third: it needs no backward pass.
-    """
-
-    per_clip: float
-    per_mac: float
-    scored: int
-    batch: int
-    factor: float = 1.0
-
-    def seconds(self, macs: float, distill_steps: int, finetune_steps: int) -> float:
-        clips = (distill_steps + 2 * finetune_steps) * self.batch + self.scored / 3
-        return self.factor * (BASE_SECONDS + (self.per_clip + self.per_mac * macs) * clips)
-
-    def corrected(self, seen: Iterable[tuple[float, float]]) -> "Pace":
-        """With the median of seen over predicted seconds, pairs (seen, predicted by this pace without its factor)."""
-        ratios = [actual / predicted for actual, predicted in seen]
-        factor = statistics.median(ratios) if ratios else self.factor
-        return Pace(per_clip=self.per_clip, per_mac=self.per_mac, scored=self.scored, batch=self.batch, factor=factor)
+FINAL_SAFETY = 1.05  # of finalists and references, whose time is known better: candidates have corrected the pace
+SHORTEST_RUNG, MOST_RUNGS = 50, 3  # steps: at half as many, keyword errors on real speech are those of chance
+FEWEST_FINALISTS = 3
+SPARED = 4  # a candidate that begins with a shared student's weights is as good after a quarter of the steps, or better
+SHARED_LENGTH = 12  # steps of the shared student over those of a candidate that begins with its weights
+MOST_CANDIDATES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """search_seconds, final_seconds: resource-seconds for candidates, and for finalists and references. candidates: expected."""
+    """distill_steps, finetune_steps: of the last rung. candidates: expected, most of them stopped early. finalists: expected.
+    shared_steps: of the shared student, 0 without one. shared_seconds, search_seconds, final_seconds: resource-seconds for it, for
+    candidates, and for finalists and references."""
 
     distill_steps: int
     finetune_steps: int
+    rungs: int
+    reduction: int
     candidates: int
+    finalists: int
+    shared_steps: int
+    shared_seconds: float
     search_seconds: float
     final_seconds: float
 
+    @property
+    def full_steps(self) -> int:
+        """The fewest of finalists and references: a candidate's, or what it would need without a shared student's weights."""
+        return self.finetune_steps * (SPARED if self.shared_steps else 1)
 
-def probe(context: Context, space: SearchSpace) -> Pace:
-    """Times a few updates of the smallest student, the paper's student and the teacher's size on this machine."""
-    teacher = context.teacher
-    rows, times = [], []
-    for architecture in (space.smallest(teacher.geometry), paper_student(teacher.architecture), space.largest(teacher.geometry)):
-        student = build_student(context, architecture, "random", distilled=True)
-        for steps in (1, PROBE_STEPS):  # the first compiles kernels and fills caches
-            task = _probe_task(steps)
-            started = time.monotonic()
-            train(context, student, task)
-        seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.recipe.batch)
-        rows.append([1.0, cost_of(context, architecture).total_macs])
-        times.append(seconds)
-    scale = np.array(times)[:, None]
-    (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
-    splits = [context.corpus.rows("val", with_keyword=True), context.trials["val"].enrol, context.trials["val"].test]
-    scored = len(np.unique(np.concatenate(splits)))
-    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, batch=context.study.config.recipe.batch)
-
-
-def _probe_task(steps: int) -> Task:
-    return Task(study="", name="", architecture="", start="random", distill_steps=steps, finetune_steps=steps, splits=(), seed=0)
-
-
-def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:
-    """Mean MACs of random members of the space."""
-    chooser = RandomChooser(random.Random(seed))
-    draws = [space.architecture(chooser) for _ in range(TYPICAL_DRAWS)]
-    return statistics.fmean(cost_of(context, architecture).total_macs for architecture in draws)
+    def lengths(self) -> Lengths:
+        return rung_lengths(self.distill_steps, self.finetune_steps, self.rungs, self.reduction)
 
 
 def wanted_candidates(seconds: float) -> int:
@@ -98,40 +53,140 @@ def wanted_candidates(seconds: float) -> int:
     return min(200, max(16, round(16 * math.sqrt(seconds / 600))))
 
 
-def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, typical: float, smallest: float, fixed: float) -> Plan:
-    """Splits what is left of the budget. `typical`, `smallest`: MACs of a candidate; `fixed`: MACs of the largest reference.
+def resources_of(config: StudyConfig, budget: Budget) -> float:
+    """What one worker holds of the budget's resource."""
+    return config.gpus if budget.resource == "gpu" else config.cpus
 
-    Steps that the configuration names stay; else candidates are trained as long as lets the search see enough of them.
-    Raises ValueError, saying what it would take, when the budget buys not one candidate and its references.
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Predicted resource-seconds by `steps`, those of a candidate's last rung where the configuration names none. warm: candidates
+    begin with a shared student's weights and are not distilled."""
+
+    config: StudyConfig
+    resources: float
+    pace: Pace
+    sizes: Sizes
+    warm: bool
+
+    def lengths(self, steps: int) -> Lengths:
+        config = self.config
+        if self.warm:
+            distill, shortest = 0, SHORTEST_RUNG // SPARED
+            finetune = config.finetune_steps or max(shortest, math.ceil(steps / SPARED))
+        else:
+            distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
+        rungs = config.rungs or rungs_of(min(distill or finetune, finetune), shortest, config.reduction)
+        return rung_lengths(distill, finetune, rungs, config.reduction)
+
+    def shared_steps(self, steps: int) -> int:
+        return SHARED_LENGTH * self.lengths(steps)[-1][1] if self.warm else 0
+
+    def shared(self, steps: int) -> float:
+        """Of the shared student, an update of distillation and two of fine-tuning a step; its file may also be there."""
+        is_there = named_file(self.config.warm_start) is not None
+        return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, 3 * self.shared_steps(steps))
+
+    def candidate(self, steps: int) -> float:
+        """On average: most are stopped early."""
+        return self.resources * self.pace.expected(self.sizes.typical, self.lengths(steps), self.config.reduction)
+
+    def finals(self, steps: int, finalists: int) -> float:
+        """Of references and finalists at a candidate's length, one more of them from scratch."""
+        macs = (*self.sizes.references, *[self.sizes.typical] * (finalists + 1))
+        distill, finetune = self.config.distill_steps or steps, self.config.finetune_steps or steps
+        return SAFETY * self.resources * sum(self.pace.seconds(m, distill, finetune) for m in macs)
+
+    def least(self, steps: int) -> float:
+        """Of a search that trains one candidate, which is the smallest."""
+        smallest = SAFETY * self.resources * self.pace.rungs(self.sizes.smallest, self.lengths(steps)) + self.shared(steps)
+        return max(smallest / SEARCH_SHARE, self.finals(steps, 1) / (1 - SEARCH_SHARE))
+
+    def longest(self, left: float) -> int:
+        """Steps that let a search with so much left see enough candidates and train some finalists."""
+        search = left * SEARCH_SHARE
+        wanted = min(self.config.candidates or math.inf, wanted_candidates(search))
+        finalists = min(self.config.finalists, FEWEST_FINALISTS)
+        fewest = check_rungs(self.config)
+        return max(
+            (
+                steps
+                for steps in steps_between(fewest, MOST_STEPS)
+                if self.shared(steps) + self.candidate(steps) * wanted <= search and self.finals(steps, finalists) <= left - search
+            ),
+            default=fewest,
+        )
+
+
+def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, sizes: Sizes) -> Plan:
+    """Splits what is left of the budget, and trains candidates as long as lets the search see enough of them and some finalists.
+
+    Steps and rungs that the configuration names stay. Raises ValueError, saying what it would take, when the budget buys not one
+    candidate and its references, or not the rungs.
     """
-    resources = config.gpus if budget.resource == "gpu" else config.cpus
     left = max(0.0, budget.seconds - spent)
-    search = left * SEARCH_SHARE
-    wanted = min(config.candidates or math.inf, wanted_candidates(search))
-
-    def candidate(steps: int, macs: float) -> float:
-        return resources * pace.seconds(macs, config.distill_steps or steps, config.finetune_steps or steps)
-
-    longest = max(
-        (s for s in steps_between(FEWEST_STEPS, MOST_STEPS) if candidate(s, typical) * wanted <= search), default=FEWEST_STEPS
-    )
-    references = 4 * candidate(FEWEST_STEPS, fixed)
-    least = SAFETY * max(candidate(FEWEST_STEPS, smallest) / SEARCH_SHARE, references / (1 - SEARCH_SHARE))
+    costs = Costs(config=config, resources=resources_of(config, budget), pace=pace, sizes=sizes, warm=False)
+    costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
+    least = costs.least(check_rungs(config))
     if least > left:
-        needed = spent + least
         raise ValueError(
             f"the budget of {budget} buys not one candidate with its references here: {in_words(spent)} went into preparation and "
-            f"{in_words(least)} more are needed; give at least {math.ceil(needed / 60)}{budget.resource}-minutes, or fewer steps"
+            f"{in_words(least)} more are needed; give at least {math.ceil((spent + least) / 60)}{budget.resource}-minutes, "
+            "or fewer steps or rungs"
         )
-    distill_steps, finetune_steps = config.distill_steps or longest, config.finetune_steps or longest
-    expected = int(search / candidate(longest, typical))
+    search, steps = left * SEARCH_SHARE, costs.longest(left)
+    distill_steps, finetune_steps = costs.lengths(steps)[-1]
+    finalists = [n for n in range(1, config.finalists + 1) if costs.finals(steps, n) <= left - search]
     return Plan(
         distill_steps=distill_steps,
         finetune_steps=finetune_steps,
-        candidates=max(1, min(config.candidates or expected, expected)),
-        search_seconds=search,
+        rungs=len(costs.lengths(steps)),
+        reduction=config.reduction,
+        candidates=max(1, min(config.candidates or MOST_CANDIDATES, number_of_candidates(costs, left, steps))),
+        finalists=max(finalists, default=1),
+        shared_steps=costs.shared_steps(steps),
+        shared_seconds=costs.shared(steps),
+        search_seconds=search - costs.shared(steps),
         final_seconds=left - search,
     )
+
+
+def number_of_candidates(costs: Costs, left: float, steps: int) -> int:
+    return int((left * SEARCH_SHARE - costs.shared(steps)) / costs.candidate(steps))
+
+
+def pays(cold: Costs, left: float) -> bool:
+    """Whether a shared student leaves more for candidates than it costs: by not distilling each of as many as there would be."""
+    steps, warm = cold.longest(left), replace(cold, warm=True)
+    count = min(cold.config.candidates or MOST_CANDIDATES, number_of_candidates(cold, left, steps))
+    return warm.shared(steps) < count * (cold.candidate(steps) - warm.candidate(steps))
+
+
+def named_file(warm_start: str) -> Path | None:
+    """Weights that a configuration names instead of on, off or auto."""
+    return None if warm_start in ("on", "off", "auto") else Path(warm_start)
+
+
+def check_rungs(config: StudyConfig) -> int:
+    """The fewest steps of the last rung. Raises ValueError where steps that are named have no room for the rungs that are."""
+    factor: int = config.reduction ** ((config.rungs or 1) - 1)
+    named = [steps for steps in (config.distill_steps, config.finetune_steps) if steps]
+    if named and min(named) < factor:
+        raise ValueError(
+            f"{config.rungs} rungs, each {config.reduction} times as long as the one before, do not fit into {min(named)} steps: "
+            f"the last needs at least {factor}; give more steps or fewer rungs"
+        )
+    if not named and FEWEST_STEPS * factor > MOST_STEPS:
+        raise ValueError(
+            f"{config.rungs} rungs, each {config.reduction} times as long as the one before, end at {FEWEST_STEPS * factor:,} "
+            f"steps or more, and a candidate trains at most {MOST_STEPS:,}; give fewer rungs or a smaller reduction"
+        )
+    return FEWEST_STEPS * factor
+
+
+def rungs_of(steps: int, shortest: int, reduction: int) -> int:
+    """As many rungs as leave the shortest long enough to tell students apart."""
+    return max((rungs for rungs in range(1, MOST_RUNGS + 1) if steps >= shortest * reduction ** (rungs - 1)), default=1)
 
 
 def steps_between(fewest: int, most: int) -> Sequence[int]:
@@ -148,23 +203,10 @@ def steps_between(fewest: int, most: int) -> Sequence[int]:
 def full_steps(seconds: float, resources: float, pace: Pace, macs: Sequence[float], plan: Plan, full_length: float) -> int:
     """Steps of each finalist and reference (their MACs) that fit into the resource-seconds left, `full_length` times a
     candidate's at most; 0 when not even a candidate's length fits. The final length is never below a candidate's."""
-    most = min(MOST_FULL_STEPS, round(full_length * plan.finetune_steps))
+    most = min(MOST_FULL_STEPS, round(full_length * plan.full_steps))
     fitting = [
         steps
-        for steps in {*steps_between(plan.finetune_steps, max(most, plan.finetune_steps))}
-        if SAFETY * resources * sum(pace.seconds(m, steps, steps) for m in macs) <= seconds
+        for steps in {*steps_between(plan.full_steps, max(most, plan.full_steps))}
+        if FINAL_SAFETY * resources * sum(pace.seconds(m, steps, steps) for m in macs) <= seconds
     ]
     return max(fitting, default=0)
-
-
-def training_macs(context: Context, architecture: Network) -> float:
-    """MACs as `Pace` counts them."""
-    return cost_of(context, architecture).total_macs * (DEPTHWISE if isinstance(architecture, Baseline) else 1.0)
-
-
-def space_of(context: Context) -> SearchSpace:
-    return find_space(context.study.config.space, context.teacher.architecture, context.teacher.geometry)
-
-
-def macs_of(context: Context, architectures: Iterable[Architecture]) -> list[float]:
-    return [cost_of(context, architecture).total_macs for architecture in architectures]

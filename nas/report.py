@@ -90,6 +90,7 @@ def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mappi
         "candidate": final.candidate,
         "run_id": (run_ids or {}).get(final.name),
         "latency_marks": list(final.latency_marks),
+        "start": final.start,
         "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps},
         "architecture": json.loads(final.architecture.to_json()),
     }
@@ -196,6 +197,11 @@ def notes(front: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Latency as predicted before training, on average {100 * off:.1f} % off: {len(measured) - len(outside)} of "
             f"{len(measured)} members were measured within the interval{refitted}."
+        )
+    if any(member["start"] == "shared student" for member in members):
+        said.append(
+            "Members began with the weights of the search's shared student and were tuned for as many updates as references were "
+            "distilled and tuned; its own training is in the ledger."
         )
     if scratch:
         start = next((m for m in members if "knee" in m["aliases"]), None)

@@ -22,8 +22,8 @@ from nas.config import StudyConfig
 from nas.connection import default_tracking_uri
 from nas.evaluate import Context, Start, Task, make_student, own_tuning, task_json
 from nas.finalise import equal_updates
+from nas.pace import training_macs
 from nas.paper import FROZEN, JOINT, build_table, log_rows, markdown
-from nas.plan import training_macs
 from nas.progress import Tick, progress
 from nas.search import facts, prepare
 from nas.study import EXPERIMENT_FILE, Study, create_study
@@ -196,7 +196,7 @@ class Reproduction:
         return training_macs(self.context, row.architecture) * (distilled + tasks * row.finetune_steps)
 
     def _record(self, row: Row, report: Mapping[str, Any]) -> None:
-        seconds = report.get("seconds" if self.context.study.config.gpus else "cpu_seconds", 0.0)
+        seconds = report.get("seconds", 0.0) if self.context.study.config.gpus else sum(report.get("cpu_seconds", {}).values())
         fields = {**dataclasses.asdict(row), "architecture": json.loads(row.architecture.to_json())}
         append_line(
             self.context.study.folder / ROWS_FILE,

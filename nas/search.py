@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,16 +20,19 @@ from nas.config import StudyConfig
 from nas.connection import connect as connect_mlflow
 from nas.connection import default_tracking_uri
 from nas.device import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
-from nas.evaluate import Context, cost_of, open_context
+from nas.evaluate import Context, cost_of, open_context, space_of
 from nas.explore import Exploration
 from nas.finalise import Finals
-from nas.plan import SEARCH_SHARE, Pace, Plan, macs_of, make_plan, probe, space_of, typical_macs
+from nas.pace import Pace, measured_gpu_share, probe, sizes
+from nas.plan import SEARCH_SHARE, Plan, check_rungs, make_plan, named_file, resources_of
 from nas.progress import progress
 from nas.publish import log_finals, publish
 from nas.report import build_front, write_report
+from nas.shared import prepare_shared
 from nas.study import Study
 from nas.tracking import Tracking, open_tracking
-from search_spaces.catalog import CATALOG
+from search_spaces.catalog import CATALOG, find_space
+from trainers.elastic import check_shared
 from trainers.precision import pick_device
 from trainers.teacher import load_teacher
 
@@ -44,22 +48,29 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
     config, budget = study.config, parse_budget(study.config.budget)
     with study.locked():
         cluster.connect(ray_address)
-        workers = cluster.workers(config, budget)
+        cluster.workers(config, budget)
         tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name, tags={"budget": config.budget})
         status = "FAILED"
         try:
-            context = prepare(study, budget, console)
+            context = sized(prepare(study, budget, console), budget)
+            study, config = context.study, context.study.config
+            workers = cluster.workers(config, budget)
             calibrate_target(context, budget, console)
             plan, pace = planned(context, budget, console)
-            console.print(describe_plan(plan, budget, study.ledger.spent, workers))
-            with progress(console, "search") as tick:
+            console.print(describe_plan(plan, budget, study.ledger.spent, workers, resources_of(config, budget)))
+            if plan.shared_steps:
+                with progress(console, "shared student", in_words) as tick:
+                    prepare_shared(context, plan, resources_of(config, budget), tick)
+            with progress(console, "search", in_words) as tick:
                 exploration = Exploration(context, plan, pace, budget, tracking, tick)
                 exploration.run(workers)
             check_any_complete(study)
-            with progress(console, "finalists and references") as tick:
+            with progress(console, "finalists and references", in_words) as tick:
                 Finals(context, plan, exploration.learned_pace, budget, workers, tick).run()
+            fill_up(exploration, budget, workers, console)
             front = report(context, tracking)
             status = "FINISHED"
+            shutil.rmtree(context.batches, ignore_errors=True)
         except KeyboardInterrupt:
             status = "KILLED"
             write_report(study, build_front(study))
@@ -68,6 +79,15 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
             with suppress(Exception):  # a server that went away must not hide what ended the search
                 tracking.finish(status)  # type: ignore[arg-type]
     return front
+
+
+def fill_up(exploration: Exploration, budget: Budget, workers: int, console: Console) -> None:
+    """Spends on further candidates what finalists and references left over."""
+    left = budget.seconds - exploration.study.ledger.spent
+    if left <= 0:
+        return
+    with progress(console, "candidates for what is left", in_words) as exploration.tick:
+        exploration.run(workers, more=left)
 
 
 def check_any_complete(study: Study) -> None:
@@ -95,6 +115,15 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
         console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")
     study.write_json(PREPARED_FILE, facts(context))
     return context
+
+
+def sized(context: Context, budget: Budget) -> Context:
+    """With the share of a GPU that a worker takes, measured on one where the user named none; charged."""
+    if context.study.config.gpus or budget.resource == "cpu":
+        return context
+    with context.study.ledger.timing(PROBE, 1.0):
+        share = cluster.on_a_gpu(measured_gpu_share, str(context.study.folder.resolve()))
+    return dataclasses.replace(context, study=context.study.changed(gpus=share))
 
 
 def calibrate_target(context: Context, budget: Budget, console: Console) -> None:
@@ -146,15 +175,13 @@ def planned(context: Context, budget: Budget, console: Console) -> tuple[Plan, P
     if recorded:
         plan, spent = Plan(**recorded["plan"]), study.ledger.by_purpose()
         left = budget.seconds - sum(seconds for what, seconds in spent.items() if what in BEFORE_SEARCH)
-        plan = dataclasses.replace(plan, search_seconds=left * SEARCH_SHARE, final_seconds=left * (1 - SEARCH_SHARE))
+        search = left * SEARCH_SHARE - plan.shared_seconds
+        plan = dataclasses.replace(plan, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
         return plan, Pace(**recorded["pace"])
     space = space_of(context)
     with study.ledger.timing(PROBE, driver_resources(budget)), progress(console, "timing a few updates"), threads(config.cpus):
         pace = probe(context, space)
-    smallest, fixed = macs_of(context, (space.smallest(context.teacher.geometry), context.teacher.architecture))
-    plan = make_plan(
-        config, budget, study.ledger.spent, pace, typical=typical_macs(context, space, config.seed), smallest=smallest, fixed=fixed
-    )
+    plan = make_plan(config, budget, study.ledger.spent, pace, sizes(context, space))
     study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
     return plan, pace
 
@@ -170,12 +197,18 @@ def threads(cpus: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe_plan(plan: Plan, budget: Budget, spent: float, workers: int) -> str:
+def describe_plan(plan: Plan, budget: Budget, spent: float, workers: int, resources: float) -> str:
+    lengths = plan.lengths()
+    rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
+    share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
+    wall = plan.shared_seconds / resources + (plan.search_seconds + plan.final_seconds) / (workers * resources)
+    shared = f"a shared student of {plan.shared_steps:,} steps in {in_words(plan.shared_seconds)}" if plan.shared_steps else ""
     return (
-        f"plan: {budget}, {in_words(spent)} spent so far; {workers} trainings at once\n"
-        f"  about {plan.candidates} candidates of {plan.distill_steps} distillation and 2 x {plan.finetune_steps} fine-tuning "
-        f"updates in {in_words(plan.search_seconds)}\n"
-        f"  then {in_words(plan.final_seconds)} for finalists and references at up to full length"
+        f"plan: {budget}, {in_words(spent)} spent so far; {workers} trainings at once, about {in_words(wall)} to go\n"
+        f"{f'  {shared}{chr(10)}' if shared else ''}"
+        f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
+        f"{rungs}{share}\n"
+        f"  then about {plan.finalists} finalists and 4 references in {in_words(plan.final_seconds)}, as long as that allows"
     )
 
 
@@ -207,13 +240,18 @@ def check_target(config: StudyConfig) -> None:
 def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     """Raises ValueError, before a study folder is made, for what can be seen wrong without reading the corpus."""
     budget = parse_budget(config.budget)
+    check_rungs(config)
     if config.space not in CATALOG:
         raise ValueError(f"there is no space {config.space!r}; known are {', '.join(sorted(CATALOG))}")
     for path in (*config.data, config.trials, config.noise):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
     load_target(config.target)
-    load_teacher(config.teacher)
+    teacher = load_teacher(config.teacher)
+    if (shared := named_file(config.warm_start)) is not None:
+        if not shared.is_file():
+            raise ValueError(f"warm_start is {config.warm_start!r}: neither on, off, auto nor a file")
+        check_shared(shared, find_space(config.space, teacher.architecture, teacher.geometry), teacher, config.recipe)
     connect_mlflow(config.tracking_uri or default_tracking_uri())
     cluster.connect(ray_address)
     cluster.workers(config, budget)

@@ -4,7 +4,6 @@ Ray's own OptunaSearch tells Optuna of early-stopped trials as complete, dies of
 constraint. This one asks and tells itself. It keeps nothing on disk: Optuna is rebuilt from the recorded candidates.
 """
 
-import json
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,12 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from nas.candidates import OBJECTIVES, Candidate
+from nas.config import Sampler
 from search_spaces.architecture import Architecture
 from search_spaces.space import RandomChooser, Replay, SearchSpace
 
 STARTUP_TRIALS = 10  # random proposals before the sampler models anything
+POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
 PATIENCE = 20  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are known, refused or too dear before the search is over
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
@@ -33,26 +34,38 @@ class Hooks:
 
     refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
     started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
-    finished: a number with the worker's report, None when the worker died; returns the candidate as recorded.
+    finished: a training ended, however it did; returns the candidate as recorded.
     """
 
     refusal: Callable[[Architecture], str | None]
     affordable: Callable[[Architecture], bool]
     started: Callable[[int, Architecture], dict[str, Any]]
     refused: Callable[[int, Architecture, str], None]
-    finished: Callable[[int, Mapping[str, Any] | None], Candidate]
+    finished: Callable[[int], Candidate]
 
 
 class StudySearcher(Searcher):
     """Proposes architectures until `limit` candidates were begun, nothing affordable is left, or the space is exhausted."""
 
-    def __init__(self, space: SearchSpace, hooks: Hooks, *, history: Sequence[Candidate], seed: int, limit: int | None) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        hooks: Hooks,
+        *,
+        history: Sequence[Candidate],
+        seed: int,
+        limit: int | None,
+        sampler: Sampler = "tpe",
+        first: Sequence[Architecture] = (),
+    ) -> None:
+        """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes."""
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.hooks, self.limit = space, hooks, limit
-        self.study, self.chooser = new_study(seed + len(history)), RandomChooser(random.Random(seed))
+        self.study, self.chooser = new_study(sampler, seed + len(history)), RandomChooser(random.Random(seed))
         self.running: dict[str, tuple[int, optuna.Trial]] = {}
         self.seen = {candidate.architecture.key for candidate in history if candidate.state != "running"}
+        self.interrupted = {candidate.architecture.key: candidate.number for candidate in history if candidate.state == "running"}
         self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
         self.next_number = 1 + max((candidate.number for candidate in history), default=-1)
         for candidate in history:
@@ -60,6 +73,8 @@ class StudySearcher(Searcher):
                 self.enqueue(candidate.architecture)
             else:
                 self.study.add_trial(as_trial(space, candidate))
+        for architecture in first:
+            self.enqueue(architecture)
 
     def enqueue(self, architecture: Architecture) -> None:
         """Proposes a member of the space before anything that Optuna chooses."""
@@ -76,7 +91,7 @@ class StudySearcher(Searcher):
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
-                number = self._take_number()
+                number = self._take_number(architecture)
                 self.begun += 1
                 self.running[trial_id] = (number, trial)
                 return self.hooks.started(number, architecture)
@@ -90,19 +105,26 @@ class StudySearcher(Searcher):
             return True
         if reason is not None:
             self.seen.add(architecture.key)
-            self.hooks.refused(self._take_number(), architecture, reason)
+            self.hooks.refused(self._take_number(architecture), architecture, reason)
         self.study.tell(trial, state=TrialState.FAIL)
         return False
 
-    def _take_number(self) -> int:
+    def _take_number(self, architecture: Architecture) -> int:
+        """A new one, or that of the candidate which was interrupted."""
+        if architecture.key in self.interrupted:
+            return self.interrupted.pop(architecture.key)
         self.next_number += 1
         return self.next_number - 1
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         number, trial = self.running.pop(trial_id)
-        candidate = self.hooks.finished(number, None if error or not result else json.loads(result["report"]))
+        candidate = self.hooks.finished(number)
         state = STATES.get(candidate.state, TrialState.FAIL)
         self.study.tell(trial, values_of(candidate.scores) if state == TrialState.COMPLETE else None, state=state)
+
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        """Ray pickles its own state, which is never read again; what the driver lends does not pickle."""
+        return Searcher, ()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study folder is the only record."""
@@ -111,13 +133,20 @@ class StudySearcher(Searcher):
         raise NotImplementedError("a search is resumed from its study folder, not from Ray's state")
 
 
-def new_study(seed: int) -> optuna.Study:
+def new_study(sampler: Sampler, seed: int) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
-        )
-    return optuna.create_study(directions=["minimize"] * len(OBJECTIVES), sampler=sampler)
+        return optuna.create_study(directions=["minimize"] * len(OBJECTIVES), sampler=SAMPLERS[sampler](seed))
+
+
+SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+    ),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
 
 
 def values_of(scores: Mapping[str, float]) -> list[float]:

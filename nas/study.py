@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A folder with its configuration. The files are the truth; nothing of them is kept in memory."""
+    """A folder with its configuration. The files are the truth; of them the ledger's totals alone are kept in memory."""
 
     folder: Path
     config: StudyConfig
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger.jsonl")
 
     def with_budget(self, budget: str) -> "Study":
         """The study with another total budget, written down. Raises ValueError when it does not parse."""
         parse_budget(budget)
-        config = replace(self.config, budget=budget)
+        return self.changed(budget=budget)
+
+    def changed(self, **fields: Any) -> "Study":
+        """The study with other values in its configuration, written down."""
+        config = replace(self.config, **fields)
         config.write(self.folder / "study.toml")
         return Study(folder=self.folder, config=config)
 
@@ -40,10 +45,12 @@ class Study:
 
     def candidates(self) -> list[Candidate]:
         """Every candidate in its last recorded state, in order of number. One left `running` was interrupted."""
-        latest = {
-            candidate.number: candidate for candidate in map(Candidate.from_dict, read_lines(self.folder / "candidates.jsonl"))
-        }
+        latest = {candidate.number: candidate for candidate in self.history()}
         return [latest[number] for number in sorted(latest)]
+
+    def history(self) -> Iterator[Candidate]:
+        """Every recorded change of state, in order: what each candidate scored on each of its rungs."""
+        return map(Candidate.from_dict, read_lines(self.folder / "candidates.jsonl"))
 
     def weights_folder(self, name: str) -> Path:
         return self.folder / "students" / name

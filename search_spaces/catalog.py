@@ -17,6 +17,18 @@ def paper_student(teacher: Architecture) -> Architecture:
     )
 
 
+def published_students(teacher: Architecture) -> dict[str, Architecture]:
+    """Students that were made by hand, in proportion to the teacher: the paper's, whose encoder is also DistilHuBERT's (arXiv
+    2110.01900), and LightHuBERT Small (arXiv 2203.15610): all layers, half the width, heads and units."""
+    light = dataclasses.replace(
+        teacher,
+        width=max(1, teacher.width // 2),
+        heads=tuple(max(1, heads // 2) for heads in teacher.heads),
+        ffn_dims=tuple(max(1, units // 2) for units in teacher.ffn_dims),
+    )
+    return {"paper's student": paper_student(teacher), "LightHuBERT Small": light}
+
+
 def _paper(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     """The paper's student and its neighbours: each choice at the teacher's size or half of it, one to four layers."""
     return SearchSpace(
@@ -46,6 +58,21 @@ def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     )
 
 
+def _edge_96(teacher: Architecture, geometry: Geometry) -> SearchSpace:
+    """A full factorial of 96 small students from a teacher of four layers or more: four front ends, two strides, three widths, four
+    sets of kept layers. Small enough to train all of it: the recorded benchmark of searches is made of it."""
+    last = teacher.depth
+    return SearchSpace(
+        name="edge-96",
+        front_widths={front_end: _at_most(teacher.front_width, (48, 96)) for front_end in ("wave", "mel")},
+        frame_strides=(1, 2),
+        widths=_at_most(teacher.width, (80, 112, 160), geometry.position_groups),
+        heads=_at_most(max(teacher.heads), (2,)),
+        ffn_dims=_at_most(max(teacher.ffn_dims), (256,)),
+        kept_layers=tuple(kept for kept in ((1,), (1, 2), (last // 2, last), (1, 2, 3, 4)) if kept[0] > 0 and kept[-1] <= last),
+    )
+
+
 def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     """From a small share of the teacher up to the teacher itself. Depths lie closer together where they are small."""
     depth = teacher.depth
@@ -63,7 +90,7 @@ def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     )
 
 
-CATALOG: dict[str, SpaceMaker] = {"default": _default, "edge": _edge, "paper": _paper}
+CATALOG: dict[str, SpaceMaker] = {"default": _default, "edge": _edge, "edge-96": _edge_96, "paper": _paper}
 
 
 def find_space(name: str, teacher: Architecture, geometry: Geometry) -> SearchSpace:

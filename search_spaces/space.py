@@ -41,7 +41,7 @@ class SearchSpace:
         choices: dict[str, tuple[Any, ...]] = {field: getattr(self, field) for field in fields}
         choices |= {f"front_widths of {front}": widths for front, widths in self.front_widths.items()}
         choices |= {"front ends": tuple(range(len(self.front_widths))), "depths": self.depths}
-        choices |= {f"kept_layers of depth {depth}": self._kept(depth) for depth in self.depths}
+        choices |= {f"kept_layers of depth {depth}": self.layer_sets(depth) for depth in self.depths}
         for field, values in choices.items():
             if not values or any(a >= b for a, b in pairwise(values)):
                 raise ValueError(f"space `{self.name}`: the {field} are {values}; at least one is needed, in rising order")
@@ -69,7 +69,7 @@ class SearchSpace:
         frame_stride = self._choose(chooser, "frame_stride", self.frame_strides)
         width = self._choose(chooser, "width", self.widths)
         depth = self._choose(chooser, "depth", self.depths)
-        kept = self._choose(chooser, f"depth{depth}.kept_layers", tuple(map(_dashed, self._kept(depth))))
+        kept = self._choose(chooser, f"depth{depth}.kept_layers", tuple(map(_dashed, self.layer_sets(depth))))
         layers = range(1, depth + 1)
         return Architecture(
             front_end=front_end,
@@ -89,14 +89,15 @@ class SearchSpace:
 
     def smallest(self, geometry: Geometry) -> Architecture:
         """The member of fewest weights (the first of its kept layers). It need not have the fewest operations."""
-        return min(self._corners(0), key=lambda corner: _params(corner, geometry))
+        return min(self.corners(0), key=lambda corner: _params(corner, geometry))
 
     def largest(self, geometry: Geometry) -> Architecture:
         """The member of most weights (the last of its kept layers)."""
-        return max(self._corners(-1), key=lambda corner: _params(corner, geometry))
+        return max(self.corners(-1), key=lambda corner: _params(corner, geometry))
 
-    def _corners(self, end: int) -> list[Architecture]:
-        """One for each front end and stride, whose weights do not rise from one to the next; the other fields at one end."""
+    def corners(self, end: int) -> list[Architecture]:
+        """One for each front end and stride, whose weights do not rise from one to the next; the other fields at one end of their
+        choices, 0 or -1."""
         depth = self.depths[end]
         return [
             Architecture(
@@ -106,12 +107,13 @@ class SearchSpace:
                 width=self.widths[end],
                 heads=(self.heads[end],) * depth,
                 ffn_dims=(self.ffn_dims[end],) * depth,
-                kept_layers=self._kept(depth)[end],
+                kept_layers=self.layer_sets(depth)[end],
             )
             for front_end, stride in product(self.front_widths, self.frame_strides)
         ]
 
-    def _kept(self, depth: int) -> tuple[tuple[int, ...], ...]:
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """The sets of teacher layers that a student of that depth may keep."""
         return tuple(kept for kept in self.kept_layers if len(kept) == depth)
 
     def _choose(self, chooser: Chooser, name: str, choices: tuple[T, ...]) -> T:
@@ -149,6 +151,26 @@ class Replay:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> str | int:
         return self.answers[name]
+
+
+class Nearest(Replay):
+    """Answers with the choice nearest to an architecture's own: a space gives the member that is most like it."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.wanted = architecture
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        a, (layer, _, field) = self.wanted, name.partition(".")
+        if field == "kept_layers":
+            return min(choices, key=lambda kept: sum(abs(int(x) - y) for x, y in zip(kept.split("-"), a.kept_layers)))
+        if layer.startswith("layer"):
+            value = (a.heads if field == "heads" else a.ffn_dims)[min(int(layer[5:]), a.depth) - 1]
+        else:
+            value = a.front_width if field == "front_width" else getattr(a, name)
+        if isinstance(value, str):
+            return value if value in choices else choices[0]
+        return min(choices, key=lambda choice: abs(choice - value))
 
 
 def _dashed(layers: tuple[int, ...]) -> str:

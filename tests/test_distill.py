@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from search_spaces.architecture import Architecture
 from trainers.batches import Augmentation
 from trainers.corpora import Corpus
-from trainers.distill import CLIP_NORM, distill, distillation_loss, update, warm_up
+from trainers.distill import CLIP_NORM, distill, distillation_loss, distiller, update, warm_up
 from trainers.recipe import Recipe
 from trainers.student import Student
 from trainers.targets import Targets, prepare_targets
@@ -64,14 +65,19 @@ def test_the_loss_is_least_for_the_target_itself() -> None:
 
 
 def test_warm_up_rises_linearly_then_stays() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = warm_up(optimizer, 50)
-    rates = []
-    for _ in range(50):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.4, 0.8, 1.2, 1.6] + [2.0] * 46)
+    assert [2.0 * warm_up(step, 50) for step in range(50)] == pytest.approx([0.4, 0.8, 1.2, 1.6] + [2.0] * 46)
+
+
+def test_training_on_is_exact(targets: Targets) -> None:
+    """From any step, with the optimizer kept: the same losses as without a stop."""
+    whole, stopped, recipe = student(targets.teacher), student(targets.teacher), Recipe(batch=8)
+    common: dict[str, Any] = {"augment": Augmentation(), "seed": 1, "device": CPU, "first_steps": 4}
+    at_once = distill(whole, targets, recipe, steps=9, **common)
+    optimizer = distiller(stopped, recipe)
+    parts = [distill(stopped, targets, recipe, steps=n, done=m, optimizer=optimizer, **common) for m, n in ((0, 4), (4, 9))]
+    assert at_once == parts[0] + parts[1]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, stopped.state_dict()[name])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -90,6 +96,27 @@ def test_a_seed_repeats_every_loss(targets: Targets) -> None:
 def test_cached_and_online_targets_train_alike(targets: Targets) -> None:
     online = dataclasses.replace(targets, states=None)
     assert trained(online, steps=4) == pytest.approx(trained(targets, steps=4), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front_end", ["wave", "mel"])
+def test_a_compiled_step_is_one_graph_and_the_same(targets: Targets, front_end: Any) -> None:
+    """As on a GPU, by a compiler without a back end of its own: what could not be compiled whole would show here."""
+    pupil = student(targets.teacher)
+    if front_end == "mel":
+        pupil = Student(
+            dataclasses.replace(pupil.encoder.architecture, front_end="mel"),
+            targets.teacher.geometry,
+            ("a", "b"),
+            predicted_layers=targets.teacher.predicted_layers,
+            target_width=48,
+            is_folded=False,
+        )
+    audio = torch.randn(2, 4880)
+    for plain in (pupil.predict_teacher, pupil.eval().forward):
+        rest = (15,) if plain == pupil.predict_teacher else ()
+        graph = torch.compile(plain, backend="aot_eager", dynamic=False, fullgraph=True)
+        torch.testing.assert_close(graph(audio, *rest), plain(audio, *rest))
 
 
 def test_progress_hears_every_step(targets: Targets) -> None:

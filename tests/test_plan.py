@@ -12,28 +12,94 @@ from hypothesis import strategies as st
 from nas.budget import Budget, parse_budget
 from nas.candidates import Candidate
 from nas.config import StudyConfig
+from nas.evaluate import rung_lengths
 from nas.explore import checked
 from nas.finalise import choose_finalists, spread
+from nas.pace import CUDA_BYTES, Pace, Sizes, gpu_share
 from nas.pareto import non_dominated
-from nas.plan import FEWEST_STEPS, MOST_STEPS, SAFETY, Pace, Plan, full_steps, make_plan, steps_between
+from nas.plan import FEWEST_STEPS, FINAL_SAFETY, MOST_STEPS, SHORTEST_RUNG, SPARED, Plan, full_steps, make_plan, steps_between
 from nas.searcher import values_of
 from search_spaces.architecture import Architecture
 
 PACE = Pace(per_clip=1e-3, per_mac=5e-11, scored=1000, batch=32)
-TYPICAL, SMALLEST, TEACHER = 50e6, 8e6, 280e6
+TYPICAL = 50e6
+SIZES = Sizes(typical=TYPICAL, smallest=8e6, sandwich=150e6, references=(280e6, 200e6, 500e6))
 
 
 def plan(budget: Budget, **fields: Any) -> Plan:
-    return make_plan(StudyConfig(name="a", **fields), budget, 60.0, PACE, TYPICAL, SMALLEST, TEACHER)
+    return make_plan(StudyConfig(name="a", **fields), budget, 60.0, PACE, SIZES)
 
 
-@given(st.floats(600, 1e6))
-def test_what_is_planned_fits_the_budget(seconds: float) -> None:
-    planned = plan(Budget(resource="cpu", seconds=seconds))
-    candidate = PACE.seconds(TYPICAL, planned.distill_steps, planned.finetune_steps)
-    assert planned.search_seconds + planned.final_seconds == pytest.approx(seconds - 60)
-    assert (planned.candidates - 1) * candidate <= planned.search_seconds
-    assert FEWEST_STEPS <= planned.finetune_steps <= MOST_STEPS
+@given(st.floats(1200, 1e6), st.sampled_from([2, 3, 4]))
+def test_what_is_planned_fits_the_budget(seconds: float, reduction: int) -> None:
+    planned = plan(Budget(resource="cpu", seconds=seconds), reduction=reduction)
+    lengths = planned.lengths()
+    assert planned.shared_seconds + planned.search_seconds + planned.final_seconds == pytest.approx(seconds - 60)
+    costs = [PACE.rung(TYPICAL, lengths, rung) for rung in range(planned.rungs)]
+    on_average = sum(cost / reduction**rung for rung, cost in enumerate(costs))
+    assert (planned.candidates - 1) * on_average <= planned.search_seconds
+    assert FEWEST_STEPS <= planned.full_steps <= MOST_STEPS
+    finals = [*SIZES.references, *[TYPICAL] * (planned.finalists + 1)]
+    full = sum(PACE.seconds(macs, planned.full_steps, planned.full_steps) for macs in finals)
+    assert full <= planned.final_seconds
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 4), st.integers(2, 4))
+def test_rungs_end_at_the_steps_and_each_is_reduction_times_as_long(
+    distill: int, finetune: int, rungs: int, reduction: int
+) -> None:
+    lengths = rung_lengths(distill, finetune, rungs, reduction)
+    assert len(lengths) == rungs and lengths[-1] == (distill, finetune)
+    for (shorter, _), (longer, _) in pairwise(lengths):
+        assert longer / reduction <= shorter < longer / reduction + 1
+    whole = PACE.rungs(TYPICAL, lengths)
+    assert whole == pytest.approx(sum(PACE.rung(TYPICAL, lengths, rung) for rung in range(rungs)))
+    assert PACE.expected(TYPICAL, lengths, reduction) <= whole
+    assert PACE.rungs(TYPICAL, lengths, rungs) == 0
+
+
+def test_a_long_training_is_cut_into_rungs_and_a_short_one_is_not() -> None:
+    assert plan(parse_budget("20cpu-minutes")).rungs == 1
+    long = plan(parse_budget("8cpu-days"))
+    assert long.rungs == 3 and long.lengths()[0][1] >= SHORTEST_RUNG // SPARED
+    cold = plan(parse_budget("8cpu-days"), warm_start="off")
+    assert cold.rungs == 3 and cold.lengths()[0][1] >= SHORTEST_RUNG
+    assert plan(parse_budget("8cpu-days"), rungs=2).rungs == 2
+
+
+def test_a_shared_student_is_made_where_enough_candidates_take_from_it() -> None:
+    few, many = plan(parse_budget("40cpu-minutes"), candidates=3), plan(parse_budget("8cpu-days"))
+    assert few.shared_steps == 0 and few.distill_steps > 0
+    assert many.shared_steps > 0 and many.distill_steps == 0 and many.shared_seconds < 0.2 * many.search_seconds
+    for mode, distilled in (("on", False), ("off", True)):
+        planned = plan(parse_budget("8cpu-days"), warm_start=mode, candidates=20)
+        assert (planned.shared_steps == 0) == distilled == (planned.distill_steps > 0)
+    given = plan(parse_budget("8cpu-days"), warm_start="other/shared.safetensors")
+    assert given.shared_steps > 0 and given.shared_seconds == 0
+
+
+@given(st.floats(1e8, 8e10))
+def test_workers_that_share_a_gpu_fit_into_its_memory(peak: float) -> None:
+    share, total = gpu_share(peak, 80e9), 80e9
+    assert 1 / 16 <= share <= 1
+    assert round(1 / share) * (peak + CUDA_BYTES) <= 0.9 * total or share == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rungs": 4, "finetune_steps": 20}, "do not fit into 20 steps: the last needs at least 27"),
+        ({"rungs": 9}, "end at 131,220 steps or more"),
+    ],
+)
+def test_rungs_that_do_not_fit_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        plan(parse_budget("8cpu-days"), **fields)
+
+
+def test_rungs_that_the_budget_does_not_buy_say_what_would() -> None:
+    with pytest.raises(ValueError, match=r"buys not one candidate .* fewer steps or rungs"):
+        plan(parse_budget("10cpu-minutes"), rungs=5)
 
 
 def test_more_budget_trains_more_candidates_for_longer() -> None:
@@ -57,10 +123,10 @@ def test_named_steps_and_a_candidate_limit_are_kept() -> None:
 
 @given(st.floats(0, 1e5), st.lists(st.floats(1e6, 3e8), min_size=1, max_size=8))
 def test_full_length_fits_what_is_left_or_is_nothing(seconds: float, macs: list[float]) -> None:
-    shortest = Plan(distill_steps=50, finetune_steps=50, candidates=1, search_seconds=1, final_seconds=1)
+    shortest = plan(parse_budget("2cpu-hours"), distill_steps=50, finetune_steps=50, warm_start="off")
     steps = full_steps(seconds, 1.0, PACE, macs, shortest, 3.0)
     assert steps == 0 or 50 <= steps <= 150
-    assert SAFETY * sum(PACE.seconds(m, steps, steps) for m in macs) <= seconds or steps == 0
+    assert FINAL_SAFETY * sum(PACE.seconds(m, steps, steps) for m in macs) <= seconds or steps == 0
 
 
 def test_steps_rise_by_about_a_tenth() -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import wave
@@ -18,8 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas.cluster import HEARTBEAT
 from nas.device import study_profile
+from nas.finalise import read_finals
+from nas.pace import Pace
+from nas.plan import Plan
 from nas.profile import Profile, profile_path, write_profile
+from nas.report import search_front
+from nas.scheduler import Rungs
+from nas.searcher import values_of
 from nas.study import open_folder
 from trainers.synthetic import speak_corpus
 from trainers.teacher import load_teacher
@@ -45,8 +54,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, str]:
     """A working folder in which a small search has ended, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
-    limits = ("--max-params", "1.2M", "--max-latency", "1s", "--max-memory", "500MB")
-    done = run(folder, "search", *TINY, "--candidates", "4", "--data", str(corpus), "--name", "small", *limits)
+    asked = (
+        "--max-params",
+        "1.2M",
+        "--max-latency",
+        "1s",
+        "--max-memory",
+        "500MB",
+        "--steps",
+        "4",
+        "--rungs",
+        "2",
+        "--reduction",
+        "2",
+    )
+    done = run(folder, "search", *TINY, "--candidates", "7", "--data", str(corpus), "--name", "small", *asked)
     return folder, done.stdout
 
 
@@ -85,7 +107,14 @@ def test_the_references_stand_on_the_front(front: Mapping[str, Any]) -> None:
 
 def test_the_output_names_the_plan_the_ledger_and_the_next_steps(searched: tuple[Path, str]) -> None:
     text = searched[1]
-    for part in ("plan: 3 h of CPU time", "about 4 candidates", "spent:", "srlnas export models:/small@knee", "srlnas ui"):
+    for part in (
+        "plan: 3 h of CPU time",
+        "about 7 candidates",
+        "2 + 2 x 2 -> 4 + 2 x 4",
+        "spent:",
+        "srlnas export models:/small@knee",
+        "srlnas ui",
+    ):
         assert part in text, text
     assert "\x1b" not in text and "\r" not in text  # quiet where it is no terminal
 
@@ -103,15 +132,36 @@ def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
     assert all(seconds > 0 for seconds in front["ledger"].values())
 
 
+def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_front(searched: tuple[Path, str]) -> None:
+    study = open_folder(searched[0] / "studies/small")
+    history = list(study.history())
+    states = {candidate.number: candidate for candidate in study.candidates()}
+    assert {candidate.state for candidate in states.values()} <= {"complete", "stopped", "refused"}
+    assert sum(candidate.state == "stopped" for candidate in states.values()) >= 1
+    assert all(candidate.rung == {"complete": 2, "stopped": 1, "refused": 0}[candidate.state] for candidate in states.values())
+    assert all((study.folder / str(c.weights)).is_dir() == (c.state == "complete") for c in states.values())
+    assert {candidate.number for candidate in search_front(study.candidates())} <= {c.number for c in history if c.rung == 2}
+    arrived = [(c.number, values_of(c.scores), c.state) for c in history if c.rung == 1]
+    rungs, judged = Rungs(2), dict[int, bool]()
+    for number, point, state in arrived:  # the record replays the decisions
+        judged[number] = rungs.goes_on(1, point)
+        assert (state == "running") == judged[number]
+    assert not list((study.folder / "distilled").iterdir())
+
+
 def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{searched[0]}/srlnas.db")
     runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], max_results=100)
     kinds = [run.data.tags["srlnas.kind"] for run in runs]
-    assert kinds.count("study") == 1 and kinds.count("reference") == 4 and kinds.count("finalist") == 3
-    recorded = (searched[0] / "studies/small/candidates.jsonl").read_text().splitlines()
-    assert kinds.count("search") == len({json.loads(line)["number"] for line in recorded})
+    candidates = open_folder(searched[0] / "studies/small").candidates()
+    complete = [candidate for candidate in candidates if candidate.state == "complete"]
+    assert kinds.count("study") == 1 and kinds.count("reference") == 4 and kinds.count("finalist") == min(3, len(complete))
+    states = {
+        run.data.tags["srlnas.candidate"]: run.data.tags["srlnas.state"] for run in runs if "srlnas.candidate" in run.data.tags
+    }
+    assert states == {str(candidate.number): candidate.state for candidate in candidates}
     for member in front["members"]:
         for alias in member["aliases"]:
             version = client.get_model_version_by_alias("small", alias)
@@ -212,6 +262,102 @@ def test_ctrl_c_loses_nothing(on_known_machine: Path, corpus: Path) -> None:
     complete = {c["number"] for c in lines if c["state"] == "complete"}
     assert set(before) < complete and len(complete) == 4
     assert json.loads(run(on_known_machine, "front", "cut", "--json").stdout)["stage"] == "final"
+
+
+def workers_of(pid: int) -> list[int]:
+    """Ray Tune's workers below a process."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            title, ancestor = (process / "cmdline").read_bytes(), int(process.name)
+            while ancestor not in (0, pid):
+                ancestor = int(Path(f"/proc/{ancestor}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            if ancestor == pid and b"ray::ImplicitFunc" in title:
+                found.append(int(process.name))
+    return found
+
+
+def test_a_worker_that_is_killed_fails_its_candidate_and_the_search_goes_on(on_known_machine: Path, corpus: Path) -> None:
+    """As the kernel does when memory runs out. The driver runs on a terminal, so its progress is drawn too."""
+    arguments = ["search", *TINY, "--steps", "40", "--candidates", "2", "--cpus", "2", "--data", str(corpus), "--name", "killed"]
+    terminal, theirs = pty.openpty()
+    record = on_known_machine / "studies/killed/candidates.jsonl"
+    started = subprocess.Popen([*SRLNAS, *arguments], cwd=on_known_machine, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    drawn = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):
+            while part := os.read(terminal, 65536):
+                drawn.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    deadline, killed = time.monotonic() + 400, False
+    while started.poll() is None and time.monotonic() < deadline:
+        if not killed and record.is_file() and (found := workers_of(started.pid)):
+            time.sleep(2)
+            os.kill(found[0], signal.SIGKILL)
+            killed = True
+        time.sleep(0.2)
+    reader.join(30)
+    os.close(terminal)
+    text = drawn.decode(errors="replace")
+    assert started.returncode == 0, text
+    candidates = open_folder(record.parent).candidates()
+    assert [candidate.state for candidate in candidates] == ["failed", "complete"]
+    assert "the worker died: The actor is dead because its worker process has died" in str(candidates[0].error)
+    assert candidates[0].seconds > 0
+    assert " left" in text and " spent" in text
+
+
+def test_candidates_begin_with_a_shared_student(on_known_machine: Path, corpus: Path) -> None:
+    common = (*TINY, "--finalists", "1", "--candidates", "1", "--data", str(corpus))
+    shown = run(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
+    assert "a shared student of 24 steps" in shown and "0 + 2 x 2" in shown
+    study = open_folder(on_known_machine / "studies/warm")
+    assert study.ledger.by_purpose()["shared student"] > 0
+    assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}
+    assert all(final.distill_steps == 0 for final in read_finals(study) if final.role == "finalist")
+    front = json.loads(run(on_known_machine, "front", "warm", "--json").stdout)
+    assert any(note.startswith("Members began with the weights of the search's shared student") for note in front["notes"])
+    paper = next(final for final in read_finals(study) if final.role == "paper's student")
+    assert paper.start == "kept layers" and paper.distill_steps == paper.finetune_steps >= 8
+    assert {candidate.state for candidate in study.candidates()} == {"complete"}
+
+    weights = "studies/warm/shared.safetensors"
+    run(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
+    assert "shared student" not in open_folder(on_known_machine / "studies/given").ledger.by_purpose()
+    for option, said in (("paper", "holds no shared student of the space paper"), ("edge", "neither on, off, auto nor a file")):
+        file = weights if option == "paper" else "nowhere"
+        refused = run(on_known_machine, "search", "--space", option, "--warm-start", file, "--name", "bad", check=False)
+        assert refused.returncode == 2 and said in " ".join(refused.stderr.split())
+    assert not (on_known_machine / "studies/bad").exists()
+
+
+@pytest.mark.slow
+def test_the_ledger_ends_at_the_budget_across_a_killed_driver(on_known_machine: Path, corpus: Path) -> None:
+    """Within one hundredth or one shortest rung; what a killed driver had running is paid but for a heartbeat."""
+    arguments = ["search", "--space", "edge", "--finalists", "2", "--batch", "8", "--budget", "6cpu-minutes", "--name", "paid"]
+    started = subprocess.Popen([*SRLNAS, *arguments, "--data", str(corpus)], cwd=on_known_machine, start_new_session=True)
+    record, began = on_known_machine / "studies/paid/candidates.jsonl", time.monotonic()
+    while started.poll() is None and not record.is_file():
+        time.sleep(0.2)
+    time.sleep(25)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait(30)
+    study, wall = open_folder(on_known_machine / "studies/paid"), time.monotonic() - began
+    before = study.ledger.spent
+    assert before > 2 * (25 - 2 * HEARTBEAT) and before < 2 * wall
+    run(on_known_machine, "search", "--resume", "paid")
+    study = open_folder(on_known_machine / "studies/paid")
+    states = [candidate.state for candidate in study.candidates()]
+    assert "running" not in states and states.count("complete") >= 1
+    recorded = study.read_json("plan.json")
+    plan, pace = Plan(**recorded["plan"]), Pace(**recorded["pace"])
+    shortest = pace.rung(8e6, plan.lengths(), 0) * 1.15
+    print("budget 360, spent", study.ledger.spent, "shortest rung", shortest, states)
+    assert 360 - max(3.6, 2 * shortest) <= study.ledger.spent <= 1.01 * 360 + shortest
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
 """The searcher's contract with Optuna and with the driver, without Ray's processes."""
 
-import json
 import random
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from nas.candidates import Candidate, State
+from nas.config import Sampler
 from nas.searcher import Hooks, StudySearcher, as_trial, values_of
 from search_spaces.architecture import Architecture
 from search_spaces.space import RandomChooser, SearchSpace
@@ -48,7 +48,7 @@ class Driver:
         self.begun[number] = architecture
         return {"task": str(number)}
 
-    def finished(self, number: int, report: Mapping[str, Any] | None) -> Candidate:
+    def finished(self, number: int) -> Candidate:
         scores = {"keyword_error": float(number), "eer": float(-number), "latency_ms": 1.0} if self.state == "complete" else {}
         return Candidate(number=number, architecture=self.begun[number], state=self.state, scores=scores)
 
@@ -63,7 +63,7 @@ def run(searching: StudySearcher, most: int = 10**6) -> int:
         suggestion = searching.suggest(str(count))
         if suggestion == Searcher.FINISHED:
             return count
-        searching.on_trial_complete(str(count), {"report": json.dumps({})})
+        searching.on_trial_complete(str(count), {})
     return most
 
 
@@ -84,6 +84,32 @@ def test_failed_and_stopped_candidates_are_never_complete_for_the_sampler() -> N
         assert {trial.state for trial in searching.study.trials} <= {told, TrialState.FAIL}
 
 
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_every_sampler_proposes_members_and_repeats_with_its_seed(sampler: Sampler) -> None:
+    def proposals(seed: int) -> list[Architecture]:
+        driver = Driver()
+        searching = StudySearcher(SPACE, driver.hooks(), history=[], seed=seed, limit=20, sampler=sampler)
+        assert run(searching) == 20
+        return list(driver.begun.values())
+
+    first = proposals(1)
+    assert all(architecture in SPACE for architecture in first) and len({a.key for a in first}) == 20
+    assert proposals(1) == first != proposals(2)
+
+
+def test_what_is_named_is_tried_first_and_once() -> None:
+    rng = RandomChooser(random.Random(3))
+    named = [SPACE.architecture(rng) for _ in range(3)]
+    driver = Driver()
+    searching = StudySearcher(SPACE, driver.hooks(), history=[], seed=0, limit=6, first=[*named, named[0]])
+    run(searching)
+    assert list(driver.begun.values())[:3] == named
+    past = [Candidate(number=0, architecture=named[0], state="stopped", scores={}, rung=1)]
+    resumed = StudySearcher(SPACE, (again := Driver()).hooks(), history=past, seed=0, limit=3, first=named)
+    run(resumed)
+    assert list(again.begun.values()) == named[1:]  # with the one of the past that makes three
+
+
 def test_no_architecture_is_begun_twice_and_a_small_space_ends() -> None:
     driver = Driver()
     tiny = replace(SPACE, front_widths={"mel": (8,)}, frame_strides=(1,), widths=(16,), kept_layers=((1,),))
@@ -96,7 +122,7 @@ def test_what_cannot_be_afforded_waits_while_something_runs_and_ends_when_nothin
     searching = searcher(Driver(affordable=1))
     assert isinstance(searching.suggest("a"), dict)
     assert searching.suggest("b") is None
-    searching.on_trial_complete("a", {"report": "{}"})
+    searching.on_trial_complete("a", {})
     assert searching.suggest("b") == Searcher.FINISHED
 
 
@@ -137,8 +163,8 @@ def test_a_history_is_rebuilt_and_what_was_interrupted_comes_first() -> None:
     states = [trial.state for trial in searching.study.trials]
     assert states.count(TrialState.COMPLETE) == 2 and states.count(TrialState.FAIL) == 2 and states.count(TrialState.PRUNED) == 1
     assert isinstance(searching.suggest("a"), dict)
-    assert driver.begun == {6: past[5].architecture}
-    searching.on_trial_complete("a", {"report": "{}"})
+    assert driver.begun == {5: past[5].architecture}  # under its number
+    searching.on_trial_complete("a", {})
     assert searching.suggest("b") == Searcher.FINISHED  # four of five were begun before the interruption
 
 

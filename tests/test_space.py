@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.architecture import Architecture, Geometry
-from search_spaces.catalog import CATALOG, find_space, paper_student
+from search_spaces.catalog import CATALOG, find_space, paper_student, published_students
 from search_spaces.cost import cost
-from search_spaces.space import RandomChooser, Replay, SearchSpace
+from search_spaces.space import Nearest, RandomChooser, Replay, SearchSpace
 
 T = TypeVar("T", str, int)
 
@@ -246,5 +246,41 @@ def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="no space `tiny`; the known ones are default, edge, paper"):
+    with pytest.raises(ValueError, match="no space `tiny`; the known ones are default, edge, edge-96, paper"):
         find_space("tiny", MINI, MINI_GEOMETRY)
+
+
+def test_edge_96_is_a_full_factorial_of_small_students() -> None:
+    space = find_space("edge-96", MINI, MINI_GEOMETRY)
+    chooser = RandomChooser(random.Random(0))
+    assert space.size == 96 == len({space.architecture(chooser).key for _ in range(2000)})
+
+
+@pytest.mark.parametrize("of", ["mini", "base", "large"])
+def test_published_students_are_in_proportion_to_the_teacher(of: str) -> None:
+    original, geometry = TEACHERS[of]
+    students = published_students(original)
+    assert students["paper's student"] == paper_student(original)
+    light = students["LightHuBERT Small"]
+    assert light.kept_layers == original.kept_layers and light.width == original.width // 2
+    if of == "base":  # as in its Table 1: 384 channels, 6 heads, 1,536 units, 12 layers
+        assert (light.width, light.heads[0], light.ffn_dims[0], light.depth) == (384, 6, 1536, 12)
+        assert 26e6 < weights(light, geometry) < 29e6
+
+
+@pytest.mark.parametrize("name", CATALOG)
+@given(st.integers(0, 999))
+def test_a_member_is_its_own_nearest_and_others_have_one(name: str, seed: int) -> None:
+    space = find_space(name, MINI, MINI_GEOMETRY)
+    member = space.architecture(RandomChooser(random.Random(seed)))
+    assert space.architecture(Nearest(member)) == member
+    for student in published_students(MINI).values():
+        assert space.architecture(Nearest(student)) in space
+
+
+def test_the_nearest_member_is_as_large_as_the_space_allows() -> None:
+    space = find_space("edge", MINI, MINI_GEOMETRY)
+    nearest = space.architecture(Nearest(paper_student(MINI)))
+    assert nearest.kept_layers == (1, 2) and nearest.front_end == "wave" and nearest.width == max(space.widths)
+    deep = space.architecture(Nearest(published_students(MINI)["LightHuBERT Small"]))
+    assert deep.depth == max(space.depths) and deep.width == 128 and set(deep.heads) == {2} and set(deep.ffn_dims) == {384}

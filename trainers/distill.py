@@ -1,21 +1,23 @@
 """Distillation: the student learns to predict the teacher's hidden states (Kerpicci et al., arXiv 2210.16611)."""
 
+import itertools
 from collections.abc import Callable, Iterator
-from itertools import islice
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.batches import Augmentation, Rng, shuffled
-from trainers.precision import autocast
+from trainers.batches import Augmentation
+from trainers.precision import autocast, compiled
 from trainers.recipe import Recipe
+from trainers.streams import DISTILLATION, Share, Stream, alone, distillation_stream
 from trainers.student import Student
 from trainers.targets import Targets
 
 Progress = Callable[[int, int], None]
+Predict = Callable[[Tensor, int], list[Tensor]]
 CLIP_NORM = 5.0
+WARM_UP = 0.1  # of the steps
 
 
 def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
@@ -25,10 +27,13 @@ def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
     return (distance_bt - F.logsigmoid(F.cosine_similarity(predicted_btk, target_btk, dim=-1))).mean()
 
 
-def warm_up(optimizer: torch.optim.Optimizer, steps: int, share: float = 0.1) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear over the first `share` of the steps, then constant: training on from any step is exact."""
-    length = max(1, round(steps * share))
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
+def warm_up(step: int, steps: int) -> float:
+    """Share of the full rate: it rises linearly over the first tenth of `steps`, then stays, so that training on is exact."""
+    return min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
+
+
+def distiller(student: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(student.parameters(), lr=recipe.distill_rate, weight_decay=0.01, fused=True)
 
 
 def distill(
@@ -40,19 +45,26 @@ def distill(
     augment: Augmentation,
     seed: int,
     device: torch.device,
+    done: int = 0,
+    first_steps: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    share: Share = alone,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Trains the student in place; returns the loss of every step. What the student hears is augmented, its targets are clean."""
-    rng = np.random.default_rng(seed)
+    """Trains the student in place up to `steps`; returns the loss of every step. What it hears is augmented, its targets are clean.
+
+    done: steps behind it, to go on exactly, with their `optimizer` (of `distiller`). first_steps: up to which it was to go at
+    first, which sets the warm-up. share: of batches with other students.
+    """
     student.to(device).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.distill_rate, weight_decay=0.01)
-    schedule = warm_up(optimizer, steps)
-    computed = distillation_losses(student, targets, recipe.batch, augment, rng, device)
+    optimizer = optimizer or distiller(student, recipe)
+    stream = share(DISTILLATION, distillation_stream(targets, recipe.batch, augment, seed))
     losses = []
-    for step in range(steps):
-        loss = next(computed)
+    predict = compiled(student.predict_teacher, device, steps - done)
+    for step, loss in zip(range(done, steps), distillation_losses(predict, targets, stream, device, first=done)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.distill_rate * warm_up(step, first_steps or steps)
         update(student, optimizer, loss)
-        schedule.step()
         losses.append(loss.item())
         if progress:
             progress(step + 1, steps)
@@ -60,16 +72,18 @@ def distill(
 
 
 def distillation_losses(
-    student: Student, targets: Targets, batch: int, augment: Augmentation, rng: Rng, device: torch.device
+    predict: Predict, targets: Targets, stream: Stream, device: torch.device, first: int = 0
 ) -> Iterator[Tensor]:
-    """The loss of the student as it is on batch after batch, for ever, summed over the predicted layers."""
-    order = shuffled(np.arange(len(targets.rows)), rng)
-    while True:
-        picked = np.array(list(islice(order, batch)))
-        states = targets.batch(picked, device)
-        audio = torch.from_numpy(augment(targets.audio(picked), rng)).to(device)
+    """The loss of what a student predicts, as it is, on batch after batch, for ever, summed over the predicted layers.
+
+    predict: `Student.predict_teacher`, compiled or not.
+    """
+    for step in itertools.count(first):
+        batch = stream(step)
+        states = targets.batch(batch.labels, device)
+        audio = torch.tensor(batch.audio, device=device).float()
         with autocast(device):
-            predicted = student.predict_teacher(audio, states[0].shape[1])
+            predicted = predict(audio, states[0].shape[1])
         yield torch.stack([distillation_loss(p.float(), s) for p, s in zip(predicted, states)]).sum()
 
 

@@ -106,21 +106,8 @@ class LogMel(nn.Module):
 
     def __init__(self, bins: int = MEL_BINS) -> None:
         super().__init__()
-        n, half = self.RADIX, self.RADIX // 2 + 1  # bins above 200 mirror those below
-        row, column = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-        turn = 2 * math.pi * row * column / n
-        twiddle = 2 * math.pi * row * column / n**2
-        fine, coarse = torch.polar(torch.ones_like(turn), -turn), torch.polar(torch.ones_like(turn), -turn)[:, :half]
-        scale = torch.polar(torch.ones_like(twiddle), -twiddle)
-        bank = torchaudio.functional.melscale_fbanks(n * n // 2 + 1, 20.0, 7600.0, bins, SAMPLE_RATE)
-        constants = {
-            "window": torch.hann_window(RECEPTIVE_FIELD, periodic=True, dtype=torch.float64),
-            "fine": torch.cat([fine.real, fine.imag], 1),
-            "scale_real": scale.real,
-            "scale_imag": scale.imag,
-            "coarse": torch.cat([torch.cat([coarse.real, coarse.imag], 1), torch.cat([-coarse.imag, coarse.real], 1)]),
-            "bank": F.pad(bank, (0, 0, 0, n * half - bank.shape[0])),
-        }
+        with torch.device("cpu"):  # constants are real also where a network's weights are not
+            constants = self._constants(bins)
         for name, value in constants.items():
             self.register_buffer(name, value.float(), persistent=False)
         self.window: Tensor
@@ -129,6 +116,23 @@ class LogMel(nn.Module):
         self.scale_imag: Tensor
         self.coarse: Tensor
         self.bank: Tensor
+
+    def _constants(self, bins: int) -> dict[str, Tensor]:
+        n, half = self.RADIX, self.RADIX // 2 + 1  # bins above 200 mirror those below
+        row, column = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+        turn = 2 * math.pi * row * column / n
+        twiddle = 2 * math.pi * row * column / n**2
+        fine, coarse = torch.polar(torch.ones_like(turn), -turn), torch.polar(torch.ones_like(turn), -turn)[:, :half]
+        scale = torch.polar(torch.ones_like(twiddle), -twiddle)
+        bank = torchaudio.functional.melscale_fbanks(n * n // 2 + 1, 20.0, 7600.0, bins, SAMPLE_RATE)
+        return {
+            "window": torch.hann_window(RECEPTIVE_FIELD, periodic=True, dtype=torch.float64),
+            "fine": torch.cat([fine.real, fine.imag], 1),
+            "scale_real": scale.real,
+            "scale_imag": scale.imag,
+            "coarse": torch.cat([torch.cat([coarse.real, coarse.imag], 1), torch.cat([-coarse.imag, coarse.real], 1)]),
+            "bank": F.pad(bank, (0, 0, 0, n * half - bank.shape[0])),
+        }
 
     def forward(self, x_bn: Tensor) -> Tensor:
         """(batch, samples) -> (batch, 100 Hz frames, mel bins)."""

@@ -2,23 +2,36 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.architecture import EMBEDDING_DIM
-from trainers.batches import Augmentation, Rng, by_length, shuffled, training_windows
+from trainers.batches import Augmentation
 from trainers.corpora import Corpus
 from trainers.distill import distillation_losses, update
-from trainers.precision import autocast
+from trainers.precision import autocast, compiled
 from trainers.recipe import Recipe
+from trainers.streams import (
+    DISTILLATION,
+    KEYWORDS,
+    SPEAKERS,
+    Batch,
+    Share,
+    alone,
+    distillation_stream,
+    keyword_stream,
+    speaker_classes,
+    speaker_stream,
+)
 from trainers.student import Student
 from trainers.targets import Targets
+
+if TYPE_CHECKING:
+    from trainers.sandwich import Sandwich
 
 Progress = Callable[[int, int], None]
 ADDITIVE_MARGIN = 0.2
@@ -60,7 +73,7 @@ class AdditiveAngularSoftmax(AngularSoftmax):
 
 
 def finetune(
-    student: Student,
+    student: "Student | Sandwich",
     corpus: Corpus,
     recipe: Recipe,
     *,
@@ -70,40 +83,43 @@ def finetune(
     seed: int,
     device: torch.device,
     targets: Targets | None = None,
+    share: Share = alone,
     progress: Progress | None = None,
 ) -> list[tuple[float, ...]]:
     """Trains the student in place on the corpus' train split; returns each task's loss of every step, keywords first.
 
     steps: of one update a task each.
     targets: of the distillation loss, where the recipe keeps it and the student has prediction layers.
+    share: of batches with other students.
     """
-    rng = np.random.default_rng(seed)
     student.to(device).train()
-    if recipe.frozen:
+    if recipe.frozen and isinstance(student, Student):
         freeze(student)
-    keywords = _keyword_batches(student, corpus, recipe, rng)
-    speakers, count = _speaker_batches(corpus, recipe, window, rng)
+    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
+    keywords = share(KEYWORDS, keyword_stream(corpus, student.keywords, recipe, window, changing, seed))
+    speakers = share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
-    angular = kind(count, generator=torch.Generator().manual_seed(seed)).to(device)
+    angular = kind(speaker_classes(corpus, recipe), generator=torch.Generator().manual_seed(seed)).to(device)
     kept = None
-    if recipe.distilling and targets and student.predicted_layers:
-        kept = distillation_losses(student, targets, recipe.batch, augment, rng, device)
+    if recipe.distilling and targets and isinstance(student, Student) and student.predicted_layers:
+        heard = share(f"{DISTILLATION} kept", distillation_stream(targets, recipe.batch, augment, seed))
+        kept = distillation_losses(student.predict_teacher, targets, heard, device)
     optimizer, schedule = _optimizer(student, angular, recipe, steps)
 
-    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
+    hear = compiled(student, device, steps)
 
-    def forward(batch: Batch, augment: Augmentation) -> tuple[Tensor, Tensor, Tensor]:
-        audio = training_windows(corpus, batch.rows, window, rng, augment, speeds=batch.speeds).to(device)
+    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(device):
-            logits, embedding = student(audio)
-        return logits.float(), embedding.float(), torch.tensor(batch.labels, device=device)
+            logits, embedding = hear(torch.tensor(batch.audio, device=device).float())
+        wanted = torch.tensor(batch.labels, device=device)
+        return logits.float(), embedding.float(), wanted.repeat(len(logits) // len(wanted))  # several members may have heard it
 
-    def keyword_loss() -> Tensor:
-        logits, _, wanted = forward(next(keywords), changing)
+    def keyword_loss(step: int) -> Tensor:
+        logits, _, wanted = forward(keywords(step))
         return F.cross_entropy(logits, wanted)
 
-    def speaker_loss() -> Tensor:
-        _, embedding, wanted = forward(next(speakers), augment)
+    def speaker_loss(step: int) -> Tensor:
+        _, embedding, wanted = forward(speakers(step))
         loss: Tensor = angular(embedding, wanted)
         return loss + recipe.distilling * next(kept) if kept else loss
 
@@ -112,7 +128,7 @@ def finetune(
     for step in range(steps):
         computed = []
         for task in tasks:
-            loss = task()
+            loss = task(step)
             update(student, optimizer, loss)
             schedule.step()
             computed.append(loss.item())
@@ -129,47 +145,15 @@ def freeze(student: Student) -> None:
         part.requires_grad_(False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Clips, the speed of each, and its class."""
-
-    rows: list[int]
-    speeds: list[float]
-    labels: list[int]
-
-
-def _keyword_batches(student: Student, corpus: Corpus, recipe: Recipe, rng: Rng) -> Iterator[Batch]:
-    labels = {keyword: i for i, keyword in enumerate(student.keywords)}
-    clips = shuffled(corpus.rows("train", with_keyword=True), rng)
-    while True:
-        rows = list(islice(clips, recipe.batch))
-        speeds = rng.choice(recipe.speeds, size=recipe.batch).tolist()
-        yield Batch(rows=rows, speeds=speeds, labels=[labels[corpus.keywords[row]] for row in rows])
-
-
-def _speaker_batches(corpus: Corpus, recipe: Recipe, window: int, rng: Rng) -> tuple[Iterator[Batch], int]:
-    """Batches for ever, and the number of classes: speakers times speeds."""
-    rows_of_speakers = corpus.rows("train", with_speaker=True)
-    speakers = {name: i for i, name in enumerate(np.unique(corpus.speakers[rows_of_speakers].astype(str)))}
-    clips = by_length(corpus, rows_of_speakers, window, rng)
-
-    def batches() -> Iterator[Batch]:
-        while True:
-            rows, at = list(islice(clips, recipe.batch)), rng.integers(len(recipe.speaker_speeds), size=recipe.batch)
-            labels = [speakers[corpus.speakers[row]] + int(i) * len(speakers) for row, i in zip(rows, at)]
-            yield Batch(rows=rows, speeds=[recipe.speaker_speeds[i] for i in at], labels=labels)
-
-    return batches(), len(speakers) * len(recipe.speaker_speeds)
-
-
 def _optimizer(
-    student: Student, angular: AngularSoftmax, recipe: Recipe, steps: int
+    student: nn.Module, angular: AngularSoftmax, recipe: Recipe, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front")}
+    front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front") or "/front" in name}
     groups = [[p for name, p in student.named_parameters() if (name in front) == is_front] for is_front in (True, False)]
     rates = [recipe.rate * recipe.front_rate, recipe.rate]
     optimizer = torch.optim.Adam(
-        [{"params": params, "lr": rate} for params, rate in zip((groups[0], [*groups[1], *angular.parameters()]), rates)]
+        [{"params": params, "lr": rate} for params, rate in zip((groups[0], [*groups[1], *angular.parameters()]), rates)],
+        fused=True,
     )
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, total_steps=(recipe.keywords + recipe.speakers) * steps + 1, pct_start=0.15, cycle_momentum=False

@@ -18,7 +18,7 @@ from trainers.encoder import Attention, Layer, SpeechEncoder, WaveFront, convolv
 HEARD = (8, 16_080)  # windows of noise, samples
 SMALLEST_DEVIATION = 1e-2  # of a channel after layer norm, where most are near one; a constant one must not be blown up
 
-Narrowing = Literal["importance", "prefix", "random"]
+Narrowing = Literal["importance", "prefix", "random", "ranked"]
 Choose = Callable[
     [Tensor, int], Tensor
 ]  # importance, count -> the indices taken, rising, so that an equal count keeps all in order
@@ -35,7 +35,7 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing
     a = student.architecture
     _check_fits(student, teacher)
     choose = CHOICES[narrowing]
-    channels = choose(_stream_importance(teacher, a.kept_layers), a.width)
+    channels = choose(stream_importance(teacher, a.kept_layers), a.width)
     front = torch.arange(0)
     if isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
         front = _inherit_front(student.front, teacher.front, _projection_importance(teacher), choose)
@@ -64,12 +64,13 @@ def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
 
 CHOICES: dict[Narrowing, Choose] = {
     "importance": lambda importance, count: importance.topk(count).indices.sort().values,
+    "ranked": lambda importance, count: importance.argsort(descending=True, stable=True)[:count],  # the most important first
     "prefix": lambda importance, count: torch.arange(count, device=importance.device),
     "random": lambda importance, count: torch.randperm(len(importance), device=importance.device)[:count].sort().values,
 }
 
 
-def _stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
+def stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
     """(teacher width,): squared norm of everything that writes to a channel of the residual stream."""
     total = teacher.projection.weight.square().sum(1)
     for index in kept:

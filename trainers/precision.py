@@ -1,6 +1,12 @@
-"""Which device trains, and in which precision."""
+"""Which device trains, in which precision, and whether its steps are compiled."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+COMPILED_STEPS = 1000  # a training of fewer has no time to win back what the compiler takes
+Result = TypeVar("Result")
 
 
 def pick_device() -> torch.device:
@@ -12,3 +18,8 @@ def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the hardware multiplies it (GPUs; CPUs with AVX512-BF16 or AMX), else float32. Weights stay float32."""
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def compiled(forward: Callable[..., Result], device: torch.device, steps: int) -> Callable[..., Result]:
+    """The same function, its kernels fused where a long training on a GPU calls it. All its batches have one shape."""
+    return torch.compile(forward, dynamic=False) if device.type == "cuda" and steps >= COMPILED_STEPS else forward

@@ -6,7 +6,6 @@ the clips can have another talker mixed in, whose units are not asked for (WavLM
 """
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture, Geometry
@@ -26,6 +24,7 @@ from trainers.distill import update
 from trainers.encoder import SpeechEncoder
 from trainers.masked import Labelled, MaskedPredictor, draw_masks, overlap
 from trainers.precision import autocast
+from trainers.resume import read_position, read_state, write_state
 from trainers.teacher import Teacher
 from trainers.units import Features, assign_units, fit_units, hidden_state, mfcc, utterances
 
@@ -155,15 +154,8 @@ def _check_plan(run: Pretraining) -> None:
 
 def _position(run: Pretraining) -> tuple[int, int]:
     """(iteration, steps of it that are done) of the last checkpoint."""
-    path = run.folder / CHECKPOINT_FILE
-    if not path.is_file():
-        return 0, 0
-    try:
-        with safe_open(path, "pt") as file:
-            where = file.metadata()
-            return int(where["iteration"]), int(where["step"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: remove it to begin anew ({error})") from None
+    position = read_position(run.folder / CHECKPOINT_FILE)
+    return position.get("iteration", 0), position.get("step", 0)
 
 
 def _iterate(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> None:
@@ -171,7 +163,7 @@ def _iterate(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> None:
     recipe = run.recipe
     torch.manual_seed(recipe.seed + iteration)
     model = MaskedPredictor(encoder, recipe.units[iteration]).to(run.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     at, done = _position(run)
     if (run.folder / CHECKPOINT_FILE).is_file():
         _restore(run, model, optimizer, same_iteration=at == iteration)
@@ -275,29 +267,15 @@ def _validate(run: Pretraining, model: MaskedPredictor, validation: Labelled | N
 
 
 def _save(run: Pretraining, model: MaskedPredictor, optimizer: torch.optim.Optimizer, iteration: int, step: int) -> None:
-    """Weights and both moments of AdamW, renamed into place when on disk."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if parameter in optimizer.state:  # nothing has changed a parameter without a gradient
-                tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    part = run.folder / f"{CHECKPOINT_FILE}.part"
-    where = {"iteration": str(iteration), "step": str(step)}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata=where)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(run.folder / CHECKPOINT_FILE)
+    write_state(run.folder / CHECKPOINT_FILE, model, optimizer, {"iteration": iteration, "step": step})
 
 
 def _restore(run: Pretraining, model: MaskedPredictor, optimizer: torch.optim.Optimizer, *, same_iteration: bool) -> None:
     """The weights; within an iteration also its head and the optimizer, which a new iteration begins anew."""
-    tensors = load_file(run.folder / CHECKPOINT_FILE, device=str(run.device))
-    if not same_iteration:
-        weights = {name.removeprefix("model.encoder."): v for name, v in tensors.items() if name.startswith("model.encoder.")}
-        model.encoder.load_state_dict(weights)
+    path = run.folder / CHECKPOINT_FILE
+    if same_iteration:
+        read_state(path, model, optimizer, run.device, _position(run)[1])
         return
-    model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(float(_position(run)[1])), **moments}
+    start = "model.encoder."
+    tensors = load_file(path, device=str(run.device))
+    model.encoder.load_state_dict({name.removeprefix(start): v for name, v in tensors.items() if name.startswith(start)})

@@ -29,7 +29,7 @@ from nas.latency import LATENCY_PRIOR, MEMORY_PRIOR, SURE, latency_counts, memor
 from nas.profile import KEYWORDS
 from nas.regression import Array, fit, most_informative
 from search_spaces.architecture import Architecture
-from search_spaces.catalog import CATALOG, find_space
+from search_spaces.catalog import find_space
 from search_spaces.cost import cost
 from search_spaces.space import RandomChooser
 from trainers.recipe import Recipe
@@ -38,6 +38,7 @@ from trainers.teacher import load_teacher
 
 WINDOW, PRECISIONS = 16_080, ("fp32", "int8")
 HELD_OUT, POOL, SETS, CHUNK = 60, 90, 20, 10
+SPACES = ("default", "edge", "paper")  # of which students are drawn
 REFERENCE_MS = 1.0  # ratios are what counts; every figure is relative
 TEACHER, HEADS = load_teacher("mini"), Recipe().heads
 WORDS = tuple(f"word{number}" for number in range(KEYWORDS))
@@ -47,7 +48,7 @@ Predictor = Callable[[Sequence[int]], Array]  # calibration indices -> predictio
 
 def students() -> tuple[list[Architecture], list[Architecture]]:
     """Held out, a third from each space; and the pool to calibrate from, with the ends of each space. No one is in both."""
-    chooser, spaces = RandomChooser(random.Random(1)), [find_space(n, TEACHER.architecture, TEACHER.geometry) for n in CATALOG]
+    chooser, spaces = RandomChooser(random.Random(1)), [find_space(n, TEACHER.architecture, TEACHER.geometry) for n in SPACES]
     pool = [end for space in spaces for end in (space.smallest(TEACHER.geometry), space.largest(TEACHER.geometry))]
     held_out = list[Architecture]()
     for wanted, number in ((held_out, HELD_OUT), (pool, POOL)):

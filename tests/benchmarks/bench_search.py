@@ -1,0 +1,292 @@
+"""Searches replayed on the recorded trainings of edge-96: which way of searching spends a budget best. `make bench-search` runs it.
+
+The project's own searcher and rungs propose and stop; a training takes the seconds that were recorded and has the scores that were
+recorded. Every method has the resource-seconds of 32 full trainings. With early stopping a candidate pays for each rung that it
+finished, fine-tuning and scoring included; without, for one distillation, one fine-tuning and one scoring.
+"""
+
+import argparse
+import heapq
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import kendalltau
+
+from nas.candidates import OBJECTIVES, Candidate
+from nas.config import Sampler
+from nas.explore import first_candidates
+from nas.pareto import Points, hypervolume
+from nas.scheduler import Rungs
+from nas.searcher import Hooks, StudySearcher
+from search_spaces.architecture import Architecture
+from search_spaces.catalog import find_space
+from trainers.teacher import load_teacher
+
+HERE = Path(__file__).parent
+TABLE, RESULT, CURVES = HERE / "edge-96/trainings.parquet", HERE / "results/search.json", HERE / "results/search.png"
+SPACE, TEACHER = "edge-96", load_teacher("mini")
+FULL_TRAININGS, SEEDS, WORKERS, CANDIDATES = 32, 30, 4, 100
+OURS = "srlnas"
+Start = Literal["kept layers", "shared student"]
+REFERENCE = np.array([60.0, 45.0, 4.0])  # keyword error %, EER %, ms: behind every student of the table
+GRID = np.linspace(0, 1, 201)  # of the budget
+
+
+@dataclass(frozen=True)
+class Method:
+    """reduction: None trains every candidate to the end. first: the candidates that a search tries first. start: of trainings."""
+
+    sampler: Sampler
+    reduction: int | None = None
+    first: bool = False
+    start: Start = "kept layers"
+
+
+METHODS: Mapping[str, Method] = {
+    "random": Method("random"),
+    "NSGA-II": Method("nsga2"),
+    "TPE": Method("tpe"),
+    "random, early stopping": Method("random", reduction=2),
+    "TPE, early stopping": Method("tpe", reduction=2, first=True),
+    OURS: Method("tpe", reduction=3, first=True, start="shared student"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of one architecture: points (rungs, objectives), seconds of each rung after those before, and of the whole without rungs."""
+
+    points: Points
+    rung_seconds: Sequence[float]
+    full_seconds: float
+
+
+@cache
+def recorded() -> tuple[list[dict[str, Any]], float]:
+    """The rows, by rung, and the seconds of the shared student."""
+    table = pq.read_table(TABLE)
+    return sorted(table.to_pylist(), key=lambda row: int(row["rung"])), float(table.schema.metadata[b"shared_seconds"])
+
+
+@cache
+def trainings(start: Start, seed: int = 0) -> dict[str, Training]:
+    """By the architecture's key."""
+    by_key = dict[str, list[dict[str, Any]]]()
+    for row in recorded()[0]:
+        if (row["start"], row["seed"]) == (start, seed):
+            by_key.setdefault(row["key"], []).append(row)
+    return {key: _training(rungs) for key, rungs in by_key.items()}
+
+
+def _training(rungs: Sequence[Mapping[str, Any]]) -> Training:
+    last = rungs[-1]
+    return Training(
+        points=np.array([[row[objective.name] for objective in OBJECTIVES] for row in rungs], float),
+        rung_seconds=[row["distill_seconds"] + row["finetune_seconds"] + row["score_seconds"] for row in rungs],
+        full_seconds=sum(row["distill_seconds"] for row in rungs) + last["finetune_seconds"] + last["score_seconds"],
+    )
+
+
+class Replay:
+    """One search on simulated workers: the driver's side of `nas.explore`, its trainings looked up."""
+
+    def __init__(self, method: Method, seed: int, budget: float) -> None:
+        self.method, self.table, self.budget = method, trainings(method.start), budget
+        self.rungs = Rungs(method.reduction or 2)
+        self.running, self.done = dict[int, Candidate](), list[tuple[float, Sequence[float]]]()
+        self.spent = recorded()[1] if method.start == "shared student" else 0.0
+        self.queue = list[tuple[float, int, str]]()
+        space = find_space(SPACE, TEACHER.architecture, TEACHER.geometry)
+        first = first_candidates(space, TEACHER.architecture, TEACHER.geometry) if method.first else ()
+        hooks = Hooks(
+            refusal=lambda _: None,
+            affordable=lambda _: self.spent < self.budget,
+            started=self.started,
+            refused=lambda *_: None,
+            finished=lambda number: self.running.pop(number),
+        )
+        self.searcher = StudySearcher(space, hooks, history=(), seed=seed, limit=None, sampler=method.sampler, first=first)
+
+    def started(self, number: int, architecture: Architecture) -> dict[str, Any]:
+        self.running[number] = Candidate(number=number, architecture=architecture, state="running")
+        return {"number": number}
+
+    def run(self) -> list[tuple[float, Sequence[float]]]:
+        """(resource-seconds spent by then, objectives) of each candidate that finished the last rung."""
+        clock, started = 0.0, 0
+        while True:
+            while len(self.running) < WORKERS:
+                config = self.searcher.suggest(str(started))
+                if not isinstance(config, dict):
+                    break
+                self.enter(clock, config["number"], str(started))
+                started += 1
+            if not self.queue:
+                return self.done
+            clock, number, trial = heapq.heappop(self.queue)
+            if self.goes_on(number):
+                self.enter(clock, number, trial)
+            else:
+                self.searcher.on_trial_complete(trial)
+
+    def enter(self, clock: float, number: int, trial: str) -> None:
+        """The next rung, or the whole training."""
+        candidate = self.running[number]
+        training = self.table[candidate.architecture.key]
+        seconds = training.rung_seconds[candidate.rung] if self.method.reduction else training.full_seconds
+        heapq.heappush(self.queue, (clock + seconds, number, trial))
+
+    def goes_on(self, number: int) -> bool:
+        """What the candidate paid for is spent when it is reached; what would end beyond the budget does not count."""
+        candidate = self.running[number]
+        training = self.table[candidate.architecture.key]
+        last = len(training.points)
+        rung = candidate.rung + 1 if self.method.reduction else last
+        self.spent += training.rung_seconds[rung - 1] if self.method.reduction else training.full_seconds
+        point = training.points[rung - 1].tolist()
+        judged = self.rungs.goes_on(rung, point)
+        state = "complete" if rung == last else "running" if judged and self.spent < self.budget else "stopped"
+        scores = dict(zip((objective.name for objective in OBJECTIVES), point, strict=True))
+        self.running[number] = replace(candidate, rung=rung, state=state, scores=scores)  # type: ignore[arg-type]
+        if state == "complete" and self.spent <= self.budget:
+            self.done.append((self.spent, point))
+        return state == "running"
+
+
+def curve(name: str, seed: int) -> list[float]:
+    """Hypervolume of the front at each point of the grid, as a share of that of every training of the table."""
+    budget = full_budget()
+    done = Replay(METHODS[name], seed, budget).run()
+    ends = np.array([spent for spent, _ in done]) / budget
+    volumes = [0.0, *(hypervolume(np.array([point for _, point in done[:n]]), REFERENCE) for n in range(1, len(done) + 1))]
+    return [volumes[int((ends <= share).sum())] / whole_hypervolume() for share in GRID]
+
+
+@cache
+def whole_hypervolume() -> float:
+    every = [training.points[-1] for start in get_args(Start) for training in trainings(start).values()]
+    return hypervolume(np.array(every), REFERENCE)
+
+
+def full_budget() -> float:
+    return FULL_TRAININGS * float(np.mean([training.full_seconds for training in trainings("kept layers").values()]))
+
+
+def inheritance() -> dict[str, Any]:
+    """What a shared student saves: the shortest rung of those that begin with it where both mean scores are no worse than those of
+    students trained by themselves; and whether it ranks students as their own trainings do, as well as another seed."""
+    alone, warm = trainings("kept layers"), trainings("shared student")
+    keys = sorted(trainings("kept layers", 1))
+    wanted = np.mean([alone[key].points[-1, :2] for key in keys], 0)
+    rungs = len(next(iter(warm.values())).points)
+    scores = [np.mean([warm[key].points[rung, :2] for key in keys], 0) for rung in range(rungs)]
+    reached = next((rung for rung in range(rungs) if (scores[rung] <= wanted).all()), None)
+    seconds = [np.mean([warm[key].rung_seconds[rung] for key in keys]) + recorded()[1] / CANDIDATES for rung in range(rungs)]
+    full = float(np.mean([alone[key].full_seconds for key in keys]))
+    taus: dict[str, Any] = {"kendall_tau": {}, "seed_tau": {}}
+    for task, name in enumerate(("keyword_error", "eer")):
+        seeds = [np.array([trainings("kept layers", seed)[key].points[-1, task] for key in keys]) for seed in range(3)]
+        short = np.array([warm[key].points[reached or 0, task] for key in keys])
+        taus["kendall_tau"][name] = float(np.mean([kendalltau(short, seed).statistic for seed in seeds]))
+        taus["seed_tau"][name] = float(np.mean([kendalltau(a, b).statistic for a, b in combinations(seeds, 2)]))
+    return {
+        "compute_ratio": None if reached is None else full / float(seconds[reached]),
+        "architectures": len(keys),
+        "rung": reached,
+        "scores_by_rung": [rung.tolist() for rung in scores],
+        "scores_alone": wanted.tolist(),
+        "full_seconds": full,
+        "inherited_seconds": [float(value) for value in seconds],
+        "shared_seconds": recorded()[1],
+        **taus,
+    }
+
+
+def shares_to_reach(curves: Points, value: float) -> Points:
+    """(seeds,) share of the budget at which each search has the hypervolume; infinity where it has not."""
+    reached = curves >= value
+    return np.where(reached.any(1), GRID[reached.argmax(1)], np.inf)
+
+
+def interval(values: Points) -> dict[str, float]:
+    """Median with a 95 % bootstrap interval over seeds."""
+    draws = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975], method="nearest")
+    return {"value": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def results(curves: Mapping[str, Points]) -> dict[str, Any]:
+    ours = curves[OURS]
+    ratios = {
+        name: shares_to_reach(ours, float(np.median(curves[of][:, -1])))
+        for name, of in (("random", "random"), ("nsga2", "NSGA-II"))
+    }
+    return {
+        "budget_ratio_vs_random": float(np.median(ratios["random"])),
+        "budget_ratio_vs_nsga2": float(np.median(ratios["nsga2"])),
+        "budget_ratio_intervals": {f"vs_{name}": interval(shares) for name, shares in ratios.items()},
+        "final_hypervolume": {name: interval(found[:, -1]) for name, found in curves.items()},
+        "budget_seconds": full_budget(),
+        "inheritance": inheritance(),
+        "seeds": SEEDS,
+        "reference_point": REFERENCE.tolist(),
+    }
+
+
+def markdown(curves: Mapping[str, Points]) -> str:
+    """The README's table: hypervolume at the end, and the share of the budget at which a method has random's."""
+    random_ends = float(np.median(curves["random"][:, -1]))
+    lines = ["| search | hypervolume at the end | has that of random after |", "|---|---|---|"]
+    for name, found in curves.items():
+        end, share = interval(found[:, -1]), interval(shares_to_reach(found, random_ends))
+        after = f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]" if np.isfinite(share["value"]) else "never"
+        lines.append(f"| {name} | {end['value']:.3f} [{end['low']:.3f}, {end['high']:.3f}] | {after} of the budget |")
+    return "\n".join(lines).replace("never of the budget", "never").replace("inf%", "never") + "\n"
+
+
+def plot(curves: Mapping[str, Points], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for name, found in curves.items():
+        low, middle, high = np.quantile(found, [0.25, 0.5, 0.75], axis=0)
+        (line,) = axes.plot(GRID * FULL_TRAININGS, middle, label=name, linewidth=2.5 if name == OURS else 1.5)
+        axes.fill_between(GRID * FULL_TRAININGS, low, high, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="budget spent, full trainings", ylabel="hypervolume, share of the whole table's", ylim=(0.4, 1.0))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/bench/search"))
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = {name: pool.map(curve, [name] * SEEDS, range(SEEDS)) for name in METHODS}
+        curves = {name: np.array(list(values)) for name, values in found.items()}
+    replayed = results(curves)
+    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    (asked.out / "search.json").write_text(json.dumps({**known, **replayed}, indent=2) + "\n")
+    (asked.out / "search.md").write_text(markdown(curves))
+    plot(curves, asked.out / "search.png")
+    print(json.dumps(replayed, indent=2))
+
+
+if __name__ == "__main__":
+    main()
