@@ -64,7 +64,7 @@ def _edge_96(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     last = teacher.depth
     return SearchSpace(
         name="edge-96",
-        front_widths={front_end: _at_most(teacher.front_width, (48, 96)) for front_end in ("wave", "mel")},
+        front_widths={"wave": _at_most(teacher.front_width, (96,)), "mel": _at_most(teacher.front_width, (32, 64, 96))},
         frame_strides=(1, 2),
         widths=_at_most(teacher.width, (80, 112, 160), geometry.position_groups),
         heads=_at_most(max(teacher.heads), (2,)),

@@ -35,7 +35,7 @@ from trainers.student import load_student
 from trainers.teacher import load_teacher
 
 SPACE, SEEDS, REPEATED = "edge-96", 3, 16
-RUNGS, REDUCTION, STEPS = 3, 2, 216
+RUNGS, REDUCTION, STEPS = 2, 3, 324
 WARM_RUNGS, WARM_REDUCTION, WARM_STEPS, WARM_RATE = 2, 3, 54, 5e-4
 WARM = "warm"
 GROUP = 24  # students that are measured side by side
@@ -104,8 +104,7 @@ def trainings(study: Study) -> list[Task]:
             finetune_steps=STEPS,
             splits=("val",),
             seed=seed,
-            distilled=f"{architecture.key}-{seed}",
-            rungs=RUNGS,
+            rungs=1 if seed else RUNGS,
             reduction=REDUCTION,
             sharing=True,
         )
