@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from trainers.corpora import Corpus, load_corpus
 from trainers.parquet import write_corpus
+from trainers.synthetic import speak_corpus
 from trainers.teacher import Teacher, load_teacher
 
 torch.set_num_threads(1)
@@ -95,6 +98,28 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_teacher(teacher_folder: Path) -> Teacher:
     return load_teacher(str(teacher_folder))
+
+
+@pytest.fixture(scope="session")
+def srlnas() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line in a folder: fails where the command does, unless `check` is False."""
+
+    def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nas.cli", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=560)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options of the smallest search, on a small spoken corpus."""
+    path = tmp_path_factory.mktemp("spoken") / "spoken.parquet"
+    speak_corpus(path, speakers=14, clips_per_keyword=1)
+    options = ("--space", "edge", "--steps", "2", "--batch", "8", "--finalists", "3", "--budget", "3cpu-hours")
+    return (*options, "--data", str(path))
 
 
 MAC_MS = 2e-8  # milliseconds of a multiply-accumulate on the machine of `known_profile`

@@ -95,7 +95,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("search", "--budget", "much"), "8gpu-days"),
-        (("search", "--space", "vast"), "known are default, edge, paper"),
+        (("search", "--space", "vast"), "known are default, edge, edge-96, paper"),
         (("search", "--target", "toaster"), "known: cortex-a53-phone"),
         (("search", "--data", "nowhere.parquet"), "nowhere.parquet"),
         (("search", "--teacher", "nobody"), "hub id"),

@@ -2,13 +2,11 @@
 
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 import wave
@@ -20,38 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.cluster import HEARTBEAT
 from nas.device import study_profile
 from nas.finalise import read_finals
-from nas.pace import Pace
-from nas.plan import Plan
 from nas.profile import Profile, profile_path, write_profile
 from nas.report import search_front
 from nas.scheduler import Rungs
 from nas.searcher import values_of
 from nas.study import open_folder
-from trainers.synthetic import speak_corpus
 from trainers.teacher import load_teacher
 
 SRLNAS = [sys.executable, "-m", "nas.cli"]
-TINY = ("--space", "edge", "--steps", "2", "--batch", "8", "--finalists", "3", "--budget", "3cpu-hours")
-
-
-def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*SRLNAS, *arguments], cwd=folder, capture_output=True, text=True, timeout=560)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Options = tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "spoken.parquet"
-    speak_corpus(path, speakers=14, clips_per_keyword=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path, str]:
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_search: Options, srlnas: Run) -> tuple[Path, str]:
     """A working folder in which a small search has ended, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
     asked = (
@@ -68,13 +50,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Pa
         "--reduction",
         "2",
     )
-    done = run(folder, "search", *TINY, "--candidates", "7", "--data", str(corpus), "--name", "small", *asked)
+    done = srlnas(folder, "search", *tiny_search, "--candidates", "7", "--name", "small", *asked)
     return folder, done.stdout
 
 
 @pytest.fixture(scope="module")
-def front(searched: tuple[Path, str]) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(run(searched[0], "front", "small", "--json").stdout)
+def front(searched: tuple[Path, str], srlnas: Run) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(srlnas(searched[0], "front", "small", "--json").stdout)
     return content
 
 
@@ -174,9 +156,9 @@ def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], 
     assert len(client.list_artifacts(parent.info.run_id, "plots")) == 2  # the front, and latency as predicted and measured
 
 
-def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
+def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any], srlnas: Run) -> None:
     folder = searched[0]
-    shown = run(folder, "export", "models:/small@knee", "--name", "mine").stdout
+    shown = srlnas(folder, "export", "models:/small@knee", "--name", "mine").stdout
     bundle = folder / "deploy/exports/mine"
     manifest = json.loads((bundle / "manifest.json").read_text())
     knee = next(member for member in front["members"] if "knee" in member["aliases"])
@@ -190,7 +172,7 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     command = shown.strip().splitlines()[-1].strip().replace("CLIP.wav", "clip.wav").split()
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert said.split()[0] in manifest["labels"]
-    refused = run(folder, "export", knee["run_id"], "--name", "mine", check=False)
+    refused = srlnas(folder, "export", knee["run_id"], "--name", "mine", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
 
 
@@ -215,13 +197,13 @@ def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
         pages.wait(30)
 
 
-def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], corpus: Path) -> None:
+def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], tiny_search: Options, srlnas: Run) -> None:
     folder = searched[0]
     write_profile(study_profile(open_folder(folder / "studies/small")), profile_path("host", folder / "profiles"))
     board = ("--target", "raspberry-pi-4")
-    shown = run(folder, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "again", *board).stdout
-    front = json.loads(run(folder, "front", "again", "--json").stdout)
-    first = json.loads(run(folder, "front", "small", "--json").stdout)
+    shown = srlnas(folder, "search", *tiny_search, "--candidates", "1", "--name", "again", *board).stdout
+    front = json.loads(srlnas(folder, "front", "again", "--json").stdout)
+    first = json.loads(srlnas(folder, "front", "small", "--json").stdout)
     teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]
     assert teachers[0] == teachers[1]
     assert front["ledger"]["calibration"] < 5 < first["ledger"]["calibration"]  # this machine's profile was read
@@ -232,136 +214,34 @@ def test_references_are_trained_once_for_several_studies(searched: tuple[Path, s
         assert slow["latency_ms"] > 2 * fast["latency_ms"] or slow["role"] == "knee from scratch"
 
 
-def test_ctrl_c_loses_nothing(on_known_machine: Path, corpus: Path) -> None:
-    """Interrupted while candidates train; the front so far is there; the same command with --resume runs the rest alone."""
-    arguments = ["search", *TINY, "--candidates", "4", "--cpus", "2", "--data", str(corpus), "--name", "cut"]
-    record = on_known_machine / "studies/cut/candidates.jsonl"
-    started = subprocess.Popen(
-        [*SRLNAS, *arguments],
-        cwd=on_known_machine,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and (not record.is_file() or '"complete"' not in record.read_text()):
-        assert started.poll() is None, started.communicate()
-        time.sleep(0.2)
-    os.kill(started.pid, signal.SIGINT)
-    out, err = started.communicate(timeout=120)
-    assert started.returncode == 130, out + err
-    assert "srlnas search --resume cut" in out and "Traceback" not in err
-    so_far = json.loads(run(on_known_machine, "front", "cut", "--json").stdout)
-    assert so_far["stage"] == "search" and so_far["members"]
-    before = {c["number"]: c for c in map(json.loads, record.read_text().splitlines()) if c["state"] == "complete"}
-
-    run(on_known_machine, "search", "--resume", "cut")
-    lines = [json.loads(line) for line in record.read_text().splitlines()]
-    assert all(sum(c["number"] == number and c["state"] == "running" for c in lines) == 1 for number in before)
-    complete = {c["number"] for c in lines if c["state"] == "complete"}
-    assert set(before) < complete and len(complete) == 4
-    assert json.loads(run(on_known_machine, "front", "cut", "--json").stdout)["stage"] == "final"
-
-
-def workers_of(pid: int) -> list[int]:
-    """Ray Tune's workers below a process."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            title, ancestor = (process / "cmdline").read_bytes(), int(process.name)
-            while ancestor not in (0, pid):
-                ancestor = int(Path(f"/proc/{ancestor}/stat").read_text().rsplit(")", 1)[1].split()[1])
-            if ancestor == pid and b"ray::ImplicitFunc" in title:
-                found.append(int(process.name))
-    return found
-
-
-def test_a_worker_that_is_killed_fails_its_candidate_and_the_search_goes_on(on_known_machine: Path, corpus: Path) -> None:
-    """As the kernel does when memory runs out. The driver runs on a terminal, so its progress is drawn too."""
-    arguments = ["search", *TINY, "--steps", "40", "--candidates", "2", "--cpus", "2", "--data", str(corpus), "--name", "killed"]
-    terminal, theirs = pty.openpty()
-    record = on_known_machine / "studies/killed/candidates.jsonl"
-    started = subprocess.Popen([*SRLNAS, *arguments], cwd=on_known_machine, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    drawn = bytearray()
-
-    def read() -> None:
-        with suppress(OSError):
-            while part := os.read(terminal, 65536):
-                drawn.extend(part)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    deadline, killed = time.monotonic() + 400, False
-    while started.poll() is None and time.monotonic() < deadline:
-        if not killed and record.is_file() and (found := workers_of(started.pid)):
-            time.sleep(2)
-            os.kill(found[0], signal.SIGKILL)
-            killed = True
-        time.sleep(0.2)
-    reader.join(30)
-    os.close(terminal)
-    text = drawn.decode(errors="replace")
-    assert started.returncode == 0, text
-    candidates = open_folder(record.parent).candidates()
-    assert [candidate.state for candidate in candidates] == ["failed", "complete"]
-    assert "the worker died: The actor is dead because its worker process has died" in str(candidates[0].error)
-    assert candidates[0].seconds > 0
-    assert " left" in text and " spent" in text
-
-
-def test_candidates_begin_with_a_shared_student(on_known_machine: Path, corpus: Path) -> None:
-    common = (*TINY, "--finalists", "1", "--candidates", "1", "--data", str(corpus))
-    shown = run(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
+def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    common = (*tiny_search, "--finalists", "1", "--candidates", "1")
+    shown = srlnas(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
     assert "a shared student of 24 steps" in shown and "0 + 2 x 2" in shown
     study = open_folder(on_known_machine / "studies/warm")
     assert study.ledger.by_purpose()["shared student"] > 0
     assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}
     assert all(final.distill_steps == 0 for final in read_finals(study) if final.role == "finalist")
-    front = json.loads(run(on_known_machine, "front", "warm", "--json").stdout)
+    front = json.loads(srlnas(on_known_machine, "front", "warm", "--json").stdout)
     assert any(note.startswith("Members began with the weights of the search's shared student") for note in front["notes"])
     paper = next(final for final in read_finals(study) if final.role == "paper's student")
     assert paper.start == "kept layers" and paper.distill_steps == paper.finetune_steps >= 8
     assert {candidate.state for candidate in study.candidates()} == {"complete"}
 
     weights = "studies/warm/shared.safetensors"
-    run(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
+    srlnas(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
     assert "shared student" not in open_folder(on_known_machine / "studies/given").ledger.by_purpose()
     for option, said in (("paper", "holds no shared student of the space paper"), ("edge", "neither on, off, auto nor a file")):
         file = weights if option == "paper" else "nowhere"
-        refused = run(on_known_machine, "search", "--space", option, "--warm-start", file, "--name", "bad", check=False)
+        refused = srlnas(on_known_machine, "search", "--space", option, "--warm-start", file, "--name", "bad", check=False)
         assert refused.returncode == 2 and said in " ".join(refused.stderr.split())
     assert not (on_known_machine / "studies/bad").exists()
 
 
 @pytest.mark.slow
-def test_the_ledger_ends_at_the_budget_across_a_killed_driver(on_known_machine: Path, corpus: Path) -> None:
-    """Within one hundredth or one shortest rung; what a killed driver had running is paid but for a heartbeat."""
-    arguments = ["search", "--space", "edge", "--finalists", "2", "--batch", "8", "--budget", "6cpu-minutes", "--name", "paid"]
-    started = subprocess.Popen([*SRLNAS, *arguments, "--data", str(corpus)], cwd=on_known_machine, start_new_session=True)
-    record, began = on_known_machine / "studies/paid/candidates.jsonl", time.monotonic()
-    while started.poll() is None and not record.is_file():
-        time.sleep(0.2)
-    time.sleep(25)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait(30)
-    study, wall = open_folder(on_known_machine / "studies/paid"), time.monotonic() - began
-    before = study.ledger.spent
-    assert before > 2 * (25 - 2 * HEARTBEAT) and before < 2 * wall
-    run(on_known_machine, "search", "--resume", "paid")
-    study = open_folder(on_known_machine / "studies/paid")
-    states = [candidate.state for candidate in study.candidates()]
-    assert "running" not in states and states.count("complete") >= 1
-    recorded = study.read_json("plan.json")
-    plan, pace = Plan(**recorded["plan"]), Pace(**recorded["pace"])
-    shortest = pace.rung(8e6, plan.lengths(), 0) * 1.15
-    print("budget 360, spent", study.ledger.spent, "shortest rung", shortest, states)
-    assert 360 - max(3.6, 2 * shortest) <= study.ledger.spent <= 1.01 * 360 + shortest
-
-
-@pytest.mark.slow
-def test_a_running_cluster_is_joined(on_known_machine: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_cluster_is_joined(
+    on_known_machine: Path, tiny_search: Options, srlnas: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray's own processes on another port, as a cluster would be; the code travels with the search."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head started by hand has another token than this user's
     with socket.socket() as free:
@@ -380,8 +260,8 @@ def test_a_running_cluster_is_joined(on_known_machine: Path, corpus: Path, monke
             time.sleep(0.5)
         time.sleep(5)  # the port answers before the node has joined
         address = ("--ray-address", f"127.0.0.1:{port}")
-        run(on_known_machine, "search", *TINY, "--candidates", "1", "--data", str(corpus), "--name", "joined", *address)
-        assert json.loads(run(on_known_machine, "front", "joined", "--json").stdout)["stage"] == "final"
+        srlnas(on_known_machine, "search", *tiny_search, "--candidates", "1", "--name", "joined", *address)
+        assert json.loads(srlnas(on_known_machine, "front", "joined", "--json").stdout)["stage"] == "final"
     finally:
         os.killpg(head.pid, signal.SIGTERM)  # `ray stop` would end other people's clusters on this machine too
         head.wait(60)
@@ -411,22 +291,22 @@ def other_family(family: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
 def test_a_teacher_of_another_family_is_searched_and_exported(
-    tmp_path: Path, corpus: Path, family: str, known_profile: Callable[..., Profile]
+    tmp_path: Path, tiny_search: Options, srlnas: Run, family: str, known_profile: Callable[..., Profile]
 ) -> None:
     other_family(family, tmp_path / "own")
     write_profile(known_profile(load_teacher(str(tmp_path / "own"))), profile_path("host", tmp_path / "profiles"))
-    described = json.loads(run(tmp_path, "teacher", "check", "own", "--json").stdout)
+    described = json.loads(srlnas(tmp_path, "teacher", "check", "own", "--json").stdout)
     assert described["family"] == family
-    run(tmp_path, "search", *TINY, "--candidates", "2", "--data", str(corpus), "--name", "other", "--teacher", "own")
-    front = json.loads(run(tmp_path, "front", "other", "--json").stdout)
+    srlnas(tmp_path, "search", *tiny_search, "--finalists", "1", "--candidates", "2", "--name", "other", "--teacher", "own")
+    front = json.loads(srlnas(tmp_path, "front", "other", "--json").stdout)
     assert front["stage"] == "final" and front["members"]
     roles = {reference["role"]: reference for reference in front["references"]}
     assert roles["teacher"]["size_ratio"] == 1 and roles["paper's student"]["size_ratio"] < 1
-    run(tmp_path, "export", "models:/other@knee", "--name", "mine")
+    srlnas(tmp_path, "export", "models:/other@knee", "--name", "mine")
     parity = json.loads((tmp_path / "deploy/exports/mine/parity.json").read_text())
     assert parity["max_abs_logits"] <= 1e-4
 
 
-def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    refused = run(tmp_path, "search", "--ray-address", "127.0.0.1:1", "--name", "nowhere", check=False)
+def test_a_cluster_that_is_not_there(tmp_path: Path, srlnas: Run) -> None:
+    refused = srlnas(tmp_path, "search", "--ray-address", "127.0.0.1:1", "--name", "nowhere", check=False)
     assert refused.returncode == 2 and "no Ray cluster answers" in refused.stderr and "Traceback" not in refused.stderr

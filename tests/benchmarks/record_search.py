@@ -25,7 +25,6 @@ from nas.budget import append_line, read_lines
 from nas.calibrate import calibrate, measure_students
 from nas.config import StudyConfig
 from nas.evaluate import SHARED_FILE, Task, distil_shared, evaluate, open_context, task_from_json, task_json
-from nas.plan import SHARED_LENGTH
 from nas.progress import console, progress
 from nas.study import Study
 from search_spaces.architecture import Architecture
@@ -36,7 +35,7 @@ from trainers.teacher import load_teacher
 
 SPACE, SEEDS, REPEATED = "edge-96", 3, 16
 RUNGS, REDUCTION, STEPS = 2, 3, 324
-WARM_RUNGS, WARM_REDUCTION, WARM_STEPS, WARM_RATE = 2, 3, 54, 5e-4
+WARM_RUNGS, WARM_REDUCTION, WARM_STEPS, WARM_RATE, SHARED_STEPS = 2, 3, 81, 5e-4, 648
 WARM = "warm"
 GROUP = 24  # students that are measured side by side
 SCORES = ("keyword_error", "keyword_error_low", "keyword_error_high", "eer", "eer_low", "eer_high", "params", "macs")
@@ -87,7 +86,7 @@ def warm_trainings(study: Study) -> list[Task]:
 def prepare_shared(folder: str) -> float:
     """Trains the shared student, if it is not there; returns its CPU seconds."""
     began = time.process_time()
-    distil_shared(folder, SHARED_LENGTH * WARM_STEPS)
+    distil_shared(folder, SHARED_STEPS)
     return time.process_time() - began
 
 
