@@ -55,8 +55,8 @@ METHODS: Mapping[str, Method] = {
     "random": Method("random"),
     "NSGA-II": Method("nsga2"),
     "TPE": Method("tpe"),
-    "random, early stopping": Method("random", reduction=2),
-    "TPE, early stopping": Method("tpe", reduction=2, first=True),
+    "random, early stopping": Method("random", reduction=3),
+    "TPE, early stopping": Method("tpe", reduction=3, first=True),
     OURS: Method("tpe", reduction=3, first=True, start="shared student"),
 }
 
@@ -195,7 +195,7 @@ def inheritance() -> dict[str, Any]:
     taus: dict[str, Any] = {"kendall_tau": {}, "seed_tau": {}}
     for task, name in enumerate(("keyword_error", "eer")):
         seeds = [np.array([trainings("kept layers", seed)[key].points[-1, task] for key in keys]) for seed in range(3)]
-        short = np.array([warm[key].points[reached or 0, task] for key in keys])
+        short = np.array([warm[key].points[-1 if reached is None else reached, task] for key in keys])
         taus["kendall_tau"][name] = float(np.mean([kendalltau(short, seed).statistic for seed in seeds]))
         taus["seed_tau"][name] = float(np.mean([kendalltau(a, b).statistic for a, b in combinations(seeds, 2)]))
     return {
@@ -234,7 +234,8 @@ def results(curves: Mapping[str, Points]) -> dict[str, Any]:
         "budget_ratio_vs_random": float(np.median(ratios["random"])),
         "budget_ratio_vs_nsga2": float(np.median(ratios["nsga2"])),
         "budget_ratio_intervals": {f"vs_{name}": interval(shares) for name, shares in ratios.items()},
-        "final_hypervolume": {name: interval(found[:, -1]) for name, found in curves.items()},
+        "final_hypervolume": {name: float(np.median(found[:, -1])) for name, found in curves.items()},
+        "final_hypervolume_intervals": {name: interval(found[:, -1]) for name, found in curves.items()},
         "budget_seconds": full_budget(),
         "inheritance": inheritance(),
         "seeds": SEEDS,

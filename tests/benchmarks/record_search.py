@@ -35,7 +35,7 @@ from trainers.teacher import load_teacher
 
 SPACE, SEEDS, REPEATED = "edge-96", 3, 16
 RUNGS, REDUCTION, STEPS = 2, 3, 324
-WARM_RUNGS, WARM_REDUCTION, WARM_STEPS, WARM_RATE, SHARED_STEPS = 2, 3, 81, 5e-4, 648
+WARM_RUNGS, WARM_STEPS, WARM_RATE, SHARED_STEPS = 2, 81, 5e-4, 648
 WARM = "warm"
 GROUP = 24  # students that are measured side by side
 SCORES = ("keyword_error", "keyword_error_low", "keyword_error_high", "eer", "eer_low", "eer_high", "params", "macs")
@@ -66,19 +66,7 @@ def members(teacher: str) -> list[Architecture]:
 def warm_trainings(study: Study) -> list[Task]:
     """With a shared student's weights, at the rate that suits them."""
     return [
-        Task(
-            study=str(study.folder.resolve()),
-            name=f"{architecture.key}-{WARM}",
-            architecture=architecture.to_json(),
-            start="shared student",
-            distill_steps=0,
-            finetune_steps=WARM_STEPS,
-            splits=("val",),
-            seed=0,
-            rungs=WARM_RUNGS,
-            reduction=WARM_REDUCTION,
-            sharing=True,
-        )
+        training(study, architecture, WARM, start="shared student", distill_steps=0, finetune_steps=WARM_STEPS, rungs=WARM_RUNGS)
         for architecture in members(study.config.teacher)
     ]
 
@@ -93,22 +81,20 @@ def prepare_shared(folder: str) -> float:
 def trainings(study: Study) -> list[Task]:
     architectures = members(study.config.teacher)
     wanted = [(seed, a) for seed in range(SEEDS) for a in (architectures[:REPEATED] if seed else architectures)]
-    return [
-        Task(
-            study=str(study.folder.resolve()),
-            name=f"{architecture.key}-{seed}",
-            architecture=architecture.to_json(),
-            start="kept layers",
-            distill_steps=STEPS,
-            finetune_steps=STEPS,
-            splits=("val",),
-            seed=seed,
-            rungs=1 if seed else RUNGS,
-            reduction=REDUCTION,
-            sharing=True,
-        )
-        for seed, architecture in wanted
-    ]
+    lengths = {"distill_steps": STEPS, "finetune_steps": STEPS}
+    return [training(study, a, seed, start="kept layers", **lengths, rungs=1 if seed else RUNGS, seed=seed) for seed, a in wanted]
+
+
+def training(study: Study, architecture: Architecture, suffix: str | int, **fields: Any) -> Task:
+    return Task(
+        study=str(study.folder.resolve()),
+        name=f"{architecture.key}-{suffix}",
+        architecture=architecture.to_json(),
+        splits=("val",),
+        reduction=REDUCTION,
+        sharing=True,
+        **{"seed": 0, **fields},
+    )
 
 
 def train(text: str) -> dict[str, Any]:
