@@ -23,8 +23,9 @@ from search_spaces.space import RandomChooser, Replay, SearchSpace
 
 STARTUP_TRIALS = 10  # random proposals before the sampler models anything
 POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
-PATIENCE = 20  # proposals in vain before random ones
-MOST_ASKS = 200  # proposals in a row that are known, refused or too dear before the search is over
+PATIENCE = 5  # proposals in vain before random ones
+MOST_ASKS = 200  # proposals in a row that are refused before the search is over
+MOST_DRAWS = 400  # random members, known or too dear, before nothing is taken to be left
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 
 
@@ -86,8 +87,11 @@ class StudySearcher(Searcher):
         for asked in range(MOST_ASKS):
             if self.limit is not None and self.begun >= self.limit:
                 return str(Searcher.FINISHED)
-            if asked >= PATIENCE:  # a sampler that keeps proposing what is known would end a search of a small space early
-                self.enqueue(self.space.architecture(self.chooser))
+            drawn = self._draw()
+            if not drawn and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                break  # a sampler costs a hundred draws, and asked in vain it grows slower
+            if drawn and asked >= PATIENCE:  # one that keeps proposing what is known would end a search of a small space early
+                self.enqueue(drawn)
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
@@ -96,6 +100,11 @@ class StudySearcher(Searcher):
                 self.running[trial_id] = (number, trial)
                 return self.hooks.started(number, architecture)
         return None if self.running else str(Searcher.FINISHED)
+
+    def _draw(self) -> Architecture | None:
+        """A random member that is neither known nor too dear; None where there seems to be none."""
+        drawn = (self.space.architecture(self.chooser) for _ in range(MOST_DRAWS))
+        return next((a for a in drawn if a.key not in self.seen and self.hooks.affordable(a)), None)
 
     def _worth_starting(self, trial: optuna.Trial, architecture: Architecture) -> bool:
         known = architecture.key in self.seen

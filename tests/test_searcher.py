@@ -126,6 +126,26 @@ def test_what_cannot_be_afforded_waits_while_something_runs_and_ends_when_nothin
     assert searching.suggest("b") == Searcher.FINISHED
 
 
+def test_a_sampler_is_not_asked_in_vain() -> None:
+    searching = searcher(Driver(affordable=1))
+    searching.suggest("a")
+    asked = len(searching.study.trials)
+    assert [searching.suggest("b") for _ in range(5)] == [None] * 5
+    assert len(searching.study.trials) == asked
+
+
+def test_what_was_interrupted_goes_on_where_nothing_else_is_left() -> None:
+    only = replace(SPACE, front_widths={"mel": (8,)}, frame_strides=(1,), widths=(16,), heads=(1,), kept_layers=((1,),))
+    chosen = only.architecture(RandomChooser(random.Random(0)))
+    past = [
+        Candidate(number=0, architecture=replace(chosen, ffn_dims=(16,)), state="stopped"),
+        Candidate(number=1, architecture=replace(chosen, ffn_dims=(32,)), state="running", rung=1),
+    ]
+    driver = Driver()
+    assert run(StudySearcher(only, driver.hooks(), history=past, seed=0, limit=None)) == 1
+    assert list(driver.begun) == [1]
+
+
 def test_a_worker_that_died_frees_its_place() -> None:
     searching = searcher(driver := Driver(state="failed"))
     searching.suggest("a")

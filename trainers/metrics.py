@@ -94,15 +94,16 @@ def bootstrap(outcome: Outcome, drawn: Ints) -> tuple[Floats, Floats]:
     order = np.argsort(-outcome.trial_scores, kind="stable")
     scores, same = outcome.trial_scores[order], outcome.same[order]
     enrol, test = outcome.enrol_speakers[order], outcome.test_speakers[order]
-    accuracies, rates = np.full(len(drawn), np.nan), np.full(len(drawn), np.nan)
-    for i, counts in enumerate(drawn):
+    distinct, which = np.unique(drawn, axis=0, return_inverse=True)  # four speakers are drawn in 35 ways, not in a thousand
+    accuracies, rates = np.full(len(distinct), np.nan), np.full(len(distinct), np.nan)
+    for i, counts in enumerate(distinct):
         clips = counts[outcome.clip_speakers].astype(float)
         weights = np.where(same, counts[enrol], counts[enrol] * counts[test]).astype(float)
         if clips.any():
             accuracies[i] = accuracy(outcome.correct, clips)
         if (weights * same).any() and (weights * ~same).any():
             rates[i] = _sorted_equal_error_rate(scores, same, weights)
-    return accuracies, rates
+    return accuracies[which.ravel()], rates[which.ravel()]
 
 
 def resampled(seeds: Sequence[Outcome]) -> tuple[Floats, Floats]:
