@@ -9,6 +9,7 @@ from nas.budget import Budget, in_words
 from nas.config import StudyConfig
 from nas.evaluate import Lengths, rung_lengths
 from nas.pace import Pace, Sizes
+from trainers.sandwich import distilled_steps
 
 SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
 FEWEST_STEPS, MOST_STEPS = 20, 5000
@@ -17,8 +18,8 @@ SAFETY = 1.15  # a training is begun only where this much of its predicted time 
 FINAL_SAFETY = 1.05  # of finalists and references, whose time is known better: candidates have corrected the pace
 SHORTEST_RUNG, MOST_RUNGS = 50, 3  # steps: at half as many, keyword errors on real speech are those of chance
 FEWEST_FINALISTS = 3
-SPARED = 4  # a candidate that begins with a shared student's weights is as good after a quarter of the steps, or better
-SHARED_LENGTH = 12  # steps of the shared student over those of a candidate that begins with its weights
+SPARED = 3  # a candidate that begins with a shared student's weights is as good after a third of the steps of fine-tuning
+SHARED_LENGTH = 9  # steps of the shared student over those of a candidate that begins with its weights
 MOST_CANDIDATES = 100_000
 
 
@@ -73,7 +74,7 @@ class Costs:
         config = self.config
         if self.warm:
             distill, shortest = 0, SHORTEST_RUNG // SPARED
-            finetune = config.finetune_steps or max(shortest, math.ceil(steps / SPARED))
+            finetune = config.finetune_steps or max(shortest, steps // SPARED)
         else:
             distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
         rungs = config.rungs or rungs_of(min(distill or finetune, finetune), shortest, config.reduction)
@@ -83,9 +84,10 @@ class Costs:
         return SHARED_LENGTH * self.lengths(steps)[-1][1] if self.warm else 0
 
     def shared(self, steps: int) -> float:
-        """Of the shared student, an update of distillation and two of fine-tuning a step; its file may also be there."""
+        """Of the shared student, two updates a step of fine-tuning and one a step of distillation; its file may also be there."""
         is_there = named_file(self.config.warm_start) is not None
-        return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, 3 * self.shared_steps(steps))
+        updates = 2 * self.shared_steps(steps) + distilled_steps(self.shared_steps(steps))
+        return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, updates)
 
     def candidate(self, steps: int) -> float:
         """On average: most are stopped early."""

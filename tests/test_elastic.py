@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def test_a_training_that_ended_is_not_repeated(tiny_teacher: Teacher, targets: T
     path = tmp_path / "shared.safetensors"
     elastic = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
     common: dict[str, Any] = {"augment": Augmentation(), "seed": 0, "device": CPU, "path": path}
-    train_shared(elastic, targets, steps=2, **common)
-    assert read_position(path)["steps"] == read_position(path)["tuned"] == 2
+    train_shared(elastic, targets, steps=4, **common)
+    assert (read_position(path)["steps"], read_position(path)["tuned"]) == (2, 4)
     written = path.stat().st_mtime_ns
-    train_shared(elastic, targets, steps=2, **common)
+    train_shared(elastic, targets, steps=4, **common)
     assert path.stat().st_mtime_ns == written
     again = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
     assert load_shared(again, path, CPU) == 2
@@ -153,17 +154,22 @@ def test_a_training_that_ended_is_not_repeated(tiny_teacher: Teacher, targets: T
 
 
 def test_a_step_trains_both_ends_and_a_random_member() -> None:
-    seen = [sandwich(SPACE, 0, step) for step in range(200)]
+    space = dataclasses.replace(SPACE, front_widths={"wave": (8,), "mel": (8, 12, 16)})
+    seen = [sandwich(space, 0, step) for step in range(600)]
     for place, end in ((0, -1), (1, 0)):
-        corners = SPACE.corners(end)
-        assert {(m.front_end, m.frame_stride) for m in (step[place] for step in seen)} == {
-            (corner.front_end, corner.frame_stride) for corner in corners
-        }
-        assert {step[place].kept_layers for step in seen} == set(SPACE.layer_sets(corners[0].depth))
-        assert all(step[place].width == corners[0].width and step[place] in SPACE for step in seen)
-    assert {step[2].kept_layers for step in seen} == {(1, 3)}  # the depth that the ends do not train
-    assert len({step[2].key for step in seen}) > 100 and all(step[2] in SPACE for step in seen)
-    assert seen == [sandwich(SPACE, 0, step) for step in range(200)]
+        for member in (step[place] for step in seen):
+            assert (member.front_width, member.width) == (space.front_widths[member.front_end][end], space.widths[end])
+            assert (set(member.heads), set(member.ffn_dims)) == ({space.heads[end]}, {space.ffn_dims[end]})
+    for place in range(3):
+        drawn = [step[place] for step in seen]
+        for field, shares in (
+            ("front_end", {"wave": 1 / 2, "mel": 1 / 2}),
+            ("frame_stride", dict.fromkeys(space.frame_strides, 1 / 2)),
+            ("kept_layers", dict.fromkeys(space.kept_layers, 1 / 4)),
+        ):
+            assert Counter(getattr(m, field) for m in drawn) == pytest.approx({k: 600 * s for k, s in shares.items()}, abs=60)
+    assert len({step[2].key for step in seen}) > 200 and all(member in space for step in seen for member in step)
+    assert seen == [sandwich(space, 0, step) for step in range(600)]
 
 
 def test_an_interrupted_distillation_goes_on_exactly(tiny_teacher: Teacher, targets: Targets, tmp_path: Path) -> None:

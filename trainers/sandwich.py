@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
-from search_spaces.space import RandomChooser, SearchSpace
+from search_spaces.space import SearchSpace
 from trainers.batches import Augmentation
 from trainers.distill import CLIP_NORM, distillation_loss, distiller, warm_up
 from trainers.elastic import Elastic, identity, load_shared, number_of
@@ -25,21 +25,32 @@ from trainers.targets import Targets
 
 Progress = Callable[[int, int], None]
 CHECKPOINT_STEPS = 200
-RATE = 3.0  # of the shared student's fine-tuning over a candidate's: it is further from its end
+RATE = 2.0  # of the shared student's fine-tuning over a candidate's: it is further from its end
+TUNED = 3  # steps of fine-tuning for each of distillation: members learnt more from as much time than from equally many of both
 
 
 def train_shared(
     elastic: Elastic, targets: Targets, *, steps: int, augment: Augmentation, seed: int, device: torch.device, path: Path
 ) -> None:
-    """Distils the shared weights for so many steps, then tunes them for as many, and writes them to `path`, from which an
-    interrupted training goes on. Raises as `distill_shared`."""
+    """Distils the shared weights for a third of the steps (`distilled_steps`), then tunes them for all of them, and writes them to
+    `path`, from which an interrupted training goes on. Raises as `distill_shared`.
+
+    The seed is that of the candidates, so that their random matrix of speaker classes begins as this one's did: with another one
+    (or with this one as trained) what was inherited is lost in part, and EERs rose by two points or more.
+    """
     if read_position(path).get("tuned", 0) >= steps:
         return
-    distill_shared(elastic, targets, steps=steps, augment=augment, seed=seed, device=device, path=path)
+    distilled = distilled_steps(steps)
+    distill_shared(elastic, targets, steps=distilled, augment=augment, seed=seed, device=device, path=path)
     recipe = dataclasses.replace(elastic.recipe, rate=RATE * elastic.recipe.rate)
     tuned = Sandwich(elastic, seed)
     finetune(tuned, targets.corpus, recipe, steps=steps, window=targets.window, augment=augment, seed=seed + 1, device=device)
-    write_shared(path, elastic, distiller(elastic, recipe), steps=steps, tuned=steps)
+    write_shared(path, elastic, distiller(elastic, recipe), steps=distilled, tuned=steps)
+
+
+def distilled_steps(steps: int) -> int:
+    """Of distillation, before so many of fine-tuning."""
+    return math.ceil(steps / TUNED)
 
 
 def distill_shared(
@@ -117,16 +128,26 @@ class Sandwich(nn.Module):
 
 
 def sandwich(space: SearchSpace, seed: int, step: int) -> list[Architecture]:
-    """The members that a step trains: one of the largest, one of the smallest, and a random one of a depth between theirs. The ends
-    are of all front ends, strides and sets of layers by turns: students of a set that was seldom trained were ranked too low."""
+    """The members that a step trains: one of the largest sizes, one of the smallest, and one of sizes drawn at random."""
     rng = random.Random(f"{seed} {step}")
-    ends = [rng.choice(space.corners(end)) for end in (-1, 0)]
-    ends = [dataclasses.replace(end, kept_layers=rng.choice(space.layer_sets(end.depth))) for end in ends]
-    return [*ends, _between(space, rng)]
+    return [_member(space, rng, end) for end in (-1, 0, None)]
 
 
-def _between(space: SearchSpace, rng: random.Random) -> Architecture:
-    depths = space.depths[1:-1] or space.depths
-    while (member := space.architecture(RandomChooser(rng))).depth not in depths:
-        pass
-    return member
+def _member(space: SearchSpace, rng: random.Random, end: int | None) -> Architecture:
+    """Widths, heads and units at an end of their choices, or drawn. Front ends, strides and sets of layers are drawn for all: what
+    was trained seldom was ranked too low, and deep members, when one was in every step, too high."""
+
+    def size(choices: tuple[int, ...]) -> int:
+        return rng.choice(choices) if end is None else choices[end]
+
+    front_end = rng.choice(tuple(space.front_widths))
+    kept = rng.choice(space.kept_layers)
+    return Architecture(
+        front_end=front_end,
+        front_width=size(space.front_widths[front_end]),
+        frame_stride=rng.choice(space.frame_strides),
+        width=size(space.widths),
+        heads=tuple(size(space.heads) for _ in kept),
+        ffn_dims=tuple(size(space.ffn_dims) for _ in kept),
+        kept_layers=kept,
+    )
