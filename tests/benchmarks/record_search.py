@@ -1,8 +1,9 @@
-"""Trains every student of the space edge-96 and records its scores and seconds at every rung: what searches are replayed on.
+"""Trains every student of the space edge-96 and records its scores at every rung: what searches are replayed on.
 
-Each is trained by itself, 16 of them with three seeds, and (`--warm`) each with the weights of one shared student. One line a
-training in OUT/records.jsonl; an interrupted recording goes on. `--table` measures latencies (on an otherwise idle machine) and
-writes the Parquet table. The trainings are the project's own (`nas.evaluate`), on real speech, without Ray.
+alone: each student by itself, 16 of them with three seeds. warm: each with the weights of one shared student. time: the seconds of
+some updates of each, all on one machine, so that they compare wherever and whenever a training was recorded. measure: latencies, on
+an otherwise idle machine. table: all of it as Parquet. A line a student in a file below OUT; what was interrupted goes on. The
+trainings are the project's own (`nas.evaluate`), on real speech, without Ray.
 """
 
 import argparse
@@ -20,23 +21,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deploy.measure import Measurement
+from deploy.kit import hollow
 from nas.budget import append_line, read_lines
 from nas.calibrate import calibrate, measure_students
 from nas.config import StudyConfig
-from nas.evaluate import SHARED_FILE, Task, distil_shared, evaluate, open_context, task_from_json, task_json
+from nas.evaluate import SHARED_FILE, Task, build_student, distil_shared, evaluate, open_context, task_from_json, task_json
 from nas.progress import console, progress
 from nas.study import Study
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import find_space
 from trainers.recipe import Recipe
-from trainers.student import load_student
 from trainers.teacher import load_teacher
 
 SPACE, SEEDS, REPEATED = "edge-96", 3, 16
 RUNGS, REDUCTION, STEPS = 2, 3, 324
-WARM_RUNGS, WARM_STEPS, WARM_RATE, SHARED_STEPS = 2, 81, 5e-4, 648
-WARM = "warm"
+WARM_RUNGS, WARM_STEPS, WARM_RATE, SHARED_STEPS = 3, 108, 8e-4, 972
+TIMED_STEPS = 16
+STARTS = {"alone": "kept layers", "warm": "shared student"}
+RECORDS, SHARED_SECONDS, LATENCIES = "records.jsonl", "shared.jsonl", "latencies.jsonl"
+TABLE = Path(__file__).parent / "edge-96/trainings.parquet"
 GROUP = 24  # students that are measured side by side
 SCORES = ("keyword_error", "keyword_error_low", "keyword_error_high", "eer", "eer_low", "eer_high", "params", "macs")
 RATE = 1.5e-3  # of fine-tuning: at this length better than the recipe's for two members, in both tasks
@@ -66,8 +69,16 @@ def members(teacher: str) -> list[Architecture]:
 def warm_trainings(study: Study) -> list[Task]:
     """With a shared student's weights, at the rate that suits them."""
     return [
-        training(study, architecture, WARM, start="shared student", distill_steps=0, finetune_steps=WARM_STEPS, rungs=WARM_RUNGS)
+        training(study, architecture, "warm", start=STARTS["warm"], distill_steps=0, finetune_steps=WARM_STEPS, rungs=WARM_RUNGS)
         for architecture in members(study.config.teacher)
+    ]
+
+
+def timed_trainings(study: Study) -> list[Task]:
+    """A few updates of everything, for their seconds alone."""
+    lengths = {"distill_steps": TIMED_STEPS, "finetune_steps": TIMED_STEPS}
+    return [
+        training(study, architecture, "timed", start=STARTS["alone"], **lengths) for architecture in members(study.config.teacher)
     ]
 
 
@@ -78,11 +89,11 @@ def prepare_shared(folder: str) -> float:
     return time.process_time() - began
 
 
-def trainings(study: Study) -> list[Task]:
+def alone_trainings(study: Study) -> list[Task]:
     architectures = members(study.config.teacher)
     wanted = [(seed, a) for seed in range(SEEDS) for a in (architectures[:REPEATED] if seed else architectures)]
     lengths = {"distill_steps": STEPS, "finetune_steps": STEPS}
-    return [training(study, a, seed, start="kept layers", **lengths, rungs=1 if seed else RUNGS, seed=seed) for seed, a in wanted]
+    return [training(study, a, seed, start=STARTS["alone"], **lengths, rungs=1 if seed else RUNGS, seed=seed) for seed, a in wanted]
 
 
 def training(study: Study, architecture: Architecture, suffix: str | int, **fields: Any) -> Task:
@@ -109,7 +120,7 @@ def train(text: str) -> dict[str, Any]:
 
 def record(study: Study, every: Sequence[Task], workers: int, seconds: float) -> None:
     """Trains what is not recorded; begins nothing after so many seconds."""
-    records, until = study.folder / "records.jsonl", time.monotonic() + seconds
+    records, until = study.folder / RECORDS, time.monotonic() + seconds
     done = {line["name"] for line in read_lines(records)}
     waiting = [task for task in every if task.name not in done]
     context = multiprocessing.get_context("spawn")
@@ -127,61 +138,71 @@ def record(study: Study, every: Sequence[Task], workers: int, seconds: float) ->
                 running.add(pool.submit(train, task_json(waiting.pop(0))))
 
 
-def latencies(study: Study) -> dict[str, Measurement]:
-    """Of one student of each architecture, by key, in fp32 on this machine, in groups that are measured side by side."""
+def measure(study: Study) -> None:
+    """Each architecture in fp32 on this machine: hollow students, since weights cost the same whatever they are, in groups that are
+    measured side by side."""
     context = open_context(study)
     profile = calibrate(context.target, context.teacher, study.config.recipe.heads)
-    keys = [architecture.key for architecture in members(study.config.teacher)]
-    found = dict[str, Measurement]()
-    for first in range(0, len(keys), GROUP):
-        students = {key: load_student(study.weights_folder(f"{key}-0")) for key in keys[first : first + GROUP]}
-        found |= {key: taken.measurement for key, taken in measure_students(students, context.target, profile).items()}
-        print(f"{len(found)} of {len(keys)} measured", flush=True)
-    return found
+    architectures = members(study.config.teacher)
+    for first in range(0, len(architectures), GROUP):
+        group = {a.key: hollow(build_student(context, a, "random", distilled=False)) for a in architectures[first : first + GROUP]}
+        for key, taken in measure_students(group, context.target, profile).items():
+            m = taken.measurement
+            figures = {"latency_ms": m.milliseconds, "latency_low": m.low, "latency_high": m.high, "memory_bytes": m.peak_memory}
+            append_line(study.folder / LATENCIES, {"key": key, **figures})
+        print(f"{first + len(group)} of {len(architectures)} measured", flush=True)
 
 
-def write_table(study: Study, path: Path) -> None:
+def write_table(folder: Path, path: Path) -> None:
     """One row a training and rung; the seconds of the shared student in the file's metadata."""
-    measured, warm = latencies(study), study.folder / WARM
+    latencies = {line["key"]: line for line in read_lines(folder / "measure" / LATENCIES)}
+    timed = seconds_each(folder / "time" / RECORDS)
     rows = [
         row
-        for records in (study.folder / "records.jsonl", warm / "records.jsonl")
-        for record in read_lines(records)
-        for row in rows_of(record, measured)
+        for part in ("alone", "warm")
+        for record in read_lines(folder / part / RECORDS)
+        for row in rows_of(part, record, timed[record["name"].split("-")[0]], latencies)
     ]
-    shared = sum(float(line["seconds"]) for line in read_lines(warm / "shared.jsonl"))
+    shared = sum(float(line["seconds"]) for line in read_lines(folder / "warm" / SHARED_SECONDS))
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"shared_seconds": str(shared)})
-    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd")
     print(f"{len(rows):,} rows in {path}, {path.stat().st_size / 1e3:.0f} kB")
 
 
-def rows_of(record: Mapping[str, Any], measured: Mapping[str, Measurement]) -> Iterator[dict[str, Any]]:
-    architecture = Architecture.from_dict(record["architecture"])
-    latency, is_warm = measured[architecture.key], record["name"].endswith(WARM)
+def seconds_each(records: Path) -> dict[str, dict[str, float]]:
+    """CPU seconds of a student's distillation and fine-tuning step, and of scoring it, by its key."""
+    steps = {"distillation": TIMED_STEPS, "fine-tuning": TIMED_STEPS, "scoring": 1}
+    return {
+        record["name"].split("-")[0]: {part: record["rungs"][0]["cpu_seconds"][part] / n for part, n in steps.items()}
+        for record in read_lines(records)
+    }
+
+
+def rows_of(
+    part: str, record: Mapping[str, Any], seconds: Mapping[str, float], latencies: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    key, distilled = Architecture.from_dict(record["architecture"]).key, 0
     for rung in record["rungs"]:
-        seconds = rung["cpu_seconds"]
+        distill_steps, finetune_steps = rung["lengths"]
         yield {
-            "key": architecture.key,
-            "start": "shared student" if is_warm else "kept layers",
+            **latencies[key],
+            "start": STARTS[part],
             "seed": record["seed"],
             "rung": rung["rung"],
-            "distill_steps": rung["lengths"][0],
-            "finetune_steps": rung["lengths"][1],
+            "distill_steps": distill_steps,
+            "finetune_steps": finetune_steps,
             **{name: rung["scores"][name] for name in SCORES},
-            "distill_seconds": seconds["distillation"],
-            "finetune_seconds": seconds["fine-tuning"],
+            "distill_seconds": (distill_steps - distilled) * seconds["distillation"],
+            "finetune_seconds": finetune_steps * seconds["fine-tuning"],
             "score_seconds": seconds["scoring"],
-            "latency_ms": latency.milliseconds,
-            "latency_low": latency.low,
-            "latency_high": latency.high,
-            "memory_bytes": latency.peak_memory,
             **record["architecture"],
         }
+        distilled = distill_steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("alone", "warm", "time", "measure", "table"))
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--trials", required=True)
     parser.add_argument("--noise")
@@ -190,8 +211,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/search"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=float("inf"), help="Begin no training after so long.")
-    parser.add_argument("--warm", action="store_true", help="Record trainings that begin with a shared student's weights.")
-    parser.add_argument("--table", type=Path, help="Measure latencies and write this table of what is recorded.")
     asked = parser.parse_args()
     config = StudyConfig(
         name=SPACE,
@@ -201,21 +220,23 @@ def main() -> None:
         trials=asked.trials,
         noise=asked.noise,
         cache=asked.cache,
-        recipe=Recipe(rate=WARM_RATE if asked.warm else RATE),
+        recipe=Recipe(rate=WARM_RATE if asked.part == "warm" else RATE),
     )
-    asked.out = asked.out / WARM if asked.warm else asked.out
-    asked.out.mkdir(parents=True, exist_ok=True)
-    config.write(asked.out / "study.toml")
-    study = Study(folder=asked.out, config=config)
+    if asked.part == "table":
+        write_table(asked.out, TABLE)
+        return
+    study = Study(folder=asked.out / asked.part, config=config)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    config.write(study.folder / "study.toml")
     open_context(study)  # decodes and computes once what the workers then map
-    if asked.table:
-        write_table(study, asked.table)
-    else:
-        every = warm_trainings(study) if asked.warm else trainings(study)
-        if asked.warm and not (study.folder / SHARED_FILE).is_file():
-            spent = ProcessPoolExecutor(1, multiprocessing.get_context("spawn")).submit(prepare_shared, str(study.folder.resolve()))
-            append_line(study.folder / "shared.jsonl", {"seconds": spent.result()})
-        record(study, every, asked.workers, asked.seconds)
+    if asked.part == "measure":
+        measure(study)
+        return
+    if asked.part == "warm" and not (study.folder / SHARED_FILE).is_file():
+        spent = ProcessPoolExecutor(1, multiprocessing.get_context("spawn")).submit(prepare_shared, str(study.folder.resolve()))
+        append_line(study.folder / SHARED_SECONDS, {"seconds": spent.result()})
+    every = {"alone": alone_trainings, "warm": warm_trainings, "time": timed_trainings}[asked.part](study)
+    record(study, every, asked.workers, asked.seconds)
 
 
 if __name__ == "__main__":
