@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any, Literal
 
 from nas.latency import Kind
@@ -55,3 +56,8 @@ class Candidate:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Candidate":
         return cls(**{**fields, "architecture": Architecture.from_dict(fields["architecture"])})
+
+
+def values_of(scores: Mapping[str, float]) -> list[float]:
+    """The objectives' values; NaN where a score is missing."""
+    return [float(scores.get(objective.name, nan)) for objective in OBJECTIVES]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nas.budget import Budget
-from nas.candidates import OBJECTIVES, Candidate
+from nas.candidates import LATENCY, OBJECTIVES, Candidate, values_of
 from nas.cluster import HEARTBEAT, trainable
 from nas.evaluate import Context, Task, cost_of, cost_scores, space_of, task_json, tightest
 from nas.pace import Pace
 from nas.plan import SAFETY, Plan, resources_of
 from nas.scheduler import Rungs, RungScheduler
-from nas.searcher import Hooks, StudySearcher, values_of
+from nas.searcher import Hooks, StudySearcher
 from nas.tracking import Tracking
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import published_students
@@ -108,6 +108,7 @@ class Exploration:
             started=self._started,
             refused=self._refused,
             finished=self._finished,
+            latency=lambda architecture: cost_scores(self.context, architecture)[LATENCY.name],
         )
 
     def show(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from deploy.measure import Measurement
 from nas.budget import Budget, append_line, read_lines
 from nas.calibrate import measure_students
-from nas.candidates import Candidate
+from nas.candidates import Candidate, values_of
 from nas.cluster import run_tasks
 from nas.device import DEVICE_FILE, reachable, study_profile
 from nas.evaluate import Context, Start, Task, cost_scores, own_tuning, task_json
@@ -25,7 +25,6 @@ from nas.pace import Pace, training_macs
 from nas.pareto import epsilon_net, knee, non_dominated
 from nas.plan import FINAL_SAFETY, Plan, full_steps, resources_of
 from nas.profile import Profile, Taken
-from nas.searcher import values_of
 from nas.study import Study
 from search_spaces.architecture import Baseline, Geometry, Network, network_from_dict
 from search_spaces.catalog import paper_student

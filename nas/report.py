@@ -12,13 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from nas.budget import in_words
-from nas.candidates import OBJECTIVES, Candidate
+from nas.candidates import OBJECTIVES, Candidate, values_of
 from nas.evaluate import read_outcome
 from nas.finalise import PREDICTED, Final, as_predicted, read_finals
 from nas.latency import KINDS
 from nas.pareto import dominates, hypervolume, knee, non_dominated
 from nas.plots import plot_front, plot_latency
-from nas.searcher import values_of
 from nas.study import Study
 from trainers.metrics import changes
 

@@ -8,24 +8,26 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from nas.candidates import OBJECTIVES, Candidate
+from nas.candidates import OBJECTIVES, Candidate, values_of
 from nas.config import Sampler
+from nas.surrogate import FEWEST, modelled, most_promising
 from search_spaces.architecture import Architecture
-from search_spaces.space import RandomChooser, Replay, SearchSpace
+from search_spaces.space import Chooser, Mutation, RandomChooser, Replay, SearchSpace
 
 STARTUP_TRIALS = 10  # random proposals before the sampler models anything
 POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
 PATIENCE = 5  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are refused before the search is over
 MOST_DRAWS = 400  # random members, known or too dear, before nothing is taken to be left
+POOL = 200  # members of which a model chooses
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 
 
@@ -35,7 +37,7 @@ class Hooks:
 
     refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
     started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
-    finished: a training ended, however it did; returns the candidate as recorded.
+    finished: a training ended, however it did; returns the candidate as recorded. latency: in ms, as predicted.
     """
 
     refusal: Callable[[Architecture], str | None]
@@ -43,6 +45,7 @@ class Hooks:
     started: Callable[[int, Architecture], dict[str, Any]]
     refused: Callable[[int, Architecture, str], None]
     finished: Callable[[int], Candidate]
+    latency: Callable[[Architecture], float]
 
 
 class StudySearcher(Searcher):
@@ -62,9 +65,10 @@ class StudySearcher(Searcher):
         """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes."""
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self.hooks, self.limit = space, hooks, limit
-        self.study, self.chooser = new_study(sampler, seed + len(history)), RandomChooser(random.Random(seed))
-        self.running: dict[str, tuple[int, optuna.Trial]] = {}
+        self.space, self.hooks, self.limit, self.is_modelling = space, hooks, limit, sampler == "gp"
+        self.study, self.random = new_study(sampler, seed + len(history)), random.Random(seed)
+        self.running: dict[str, tuple[int, optuna.Trial, Architecture]] = {}
+        self.ended = [candidate for candidate in history if candidate.state != "running"]
         self.seen = {candidate.architecture.key for candidate in history if candidate.state != "running"}
         self.interrupted = {candidate.architecture.key: candidate.number for candidate in history if candidate.state == "running"}
         self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
@@ -87,24 +91,38 @@ class StudySearcher(Searcher):
         for asked in range(MOST_ASKS):
             if self.limit is not None and self.begun >= self.limit:
                 return str(Searcher.FINISHED)
-            drawn = self._draw()
-            if not drawn and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            is_waiting = bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+            drawn = None if is_waiting else self._draw()
+            if not drawn and not is_waiting:
                 break  # a sampler costs a hundred draws, and asked in vain it grows slower
-            if drawn and asked >= PATIENCE:  # one that keeps proposing what is known would end a search of a small space early
-                self.enqueue(drawn)
+            if drawn and (self.is_modelling or asked >= PATIENCE):
+                self.enqueue(drawn)  # a sampler that keeps proposing what is known would end a search of a small space early
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
                 number = self._take_number(architecture)
                 self.begun += 1
-                self.running[trial_id] = (number, trial)
+                self.running[trial_id] = (number, trial, architecture)
                 return self.hooks.started(number, architecture)
         return None if self.running else str(Searcher.FINISHED)
 
     def _draw(self) -> Architecture | None:
-        """A random member that is neither known nor too dear; None where there seems to be none."""
-        drawn = (self.space.architecture(self.chooser) for _ in range(MOST_DRAWS))
-        return next((a for a in drawn if a.key not in self.seen and self.hooks.affordable(a)), None)
+        """A member that is neither known nor too dear, random or the most promising of many; None where there seems to be none."""
+        drawn = (self.space.architecture(self._chooser()) for _ in range(MOST_DRAWS))
+        unknown = (a for a in drawn if a.key not in self.seen and self.hooks.affordable(a))
+        scored = modelled(self.ended) if self.is_modelling else []
+        if len(scored) < FEWEST:
+            return next(unknown, None)
+        pool = [*{a.key: a for a in islice(unknown, POOL)}.values()]
+        running = [architecture for _, _, architecture in self.running.values()]
+        return most_promising(pool, running, scored, self.hooks.latency) if pool else None
+
+    def _chooser(self) -> Chooser:
+        """At random, or for a model half of the time near a candidate that finished."""
+        complete = [candidate for candidate in self.ended if candidate.state == "complete"]
+        if not self.is_modelling or not complete or self.random.random() < 0.5:
+            return RandomChooser(self.random)
+        return Mutation(self.random.choice(complete).architecture, self.random)
 
     def _worth_starting(self, trial: optuna.Trial, architecture: Architecture) -> bool:
         known = architecture.key in self.seen
@@ -126,8 +144,9 @@ class StudySearcher(Searcher):
         return self.next_number - 1
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        number, trial = self.running.pop(trial_id)
+        number, trial, _ = self.running.pop(trial_id)
         candidate = self.hooks.finished(number)
+        self.ended.append(candidate)
         state = STATES.get(candidate.state, TrialState.FAIL)
         self.study.tell(trial, values_of(candidate.scores) if state == TrialState.COMPLETE else None, state=state)
 
@@ -153,14 +172,9 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
         seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
     ),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False),
+    "gp": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # what it begins with: `nas.surrogate` goes on
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-
-
-def values_of(scores: Mapping[str, float]) -> list[float]:
-    """The objectives' values; NaN where a score is missing."""
-    return [float(scores.get(objective.name, np.nan)) for objective in OBJECTIVES]
 
 
 def as_trial(space: SearchSpace, candidate: Candidate) -> optuna.trial.FrozenTrial:

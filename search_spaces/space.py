@@ -10,6 +10,7 @@ from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, FrontEnd, 
 from search_spaces.cost import cost
 
 T = TypeVar("T", str, int)
+MUTATED = 5  # of so many choices, one
 
 
 class Chooser(Protocol):
@@ -151,6 +152,18 @@ class Replay:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> str | int:
         return self.answers[name]
+
+
+class Mutation(Replay):
+    """Answers with an architecture's own choices but for one in `MUTATED`, or where it has none, which is drawn at random."""
+
+    def __init__(self, architecture: Architecture, rng: random.Random) -> None:
+        super().__init__(architecture)
+        self.random = rng
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        own = self.answers.get(name)
+        return own if own in choices and self.random.randrange(MUTATED) else self.random.choice(choices)
 
 
 class Nearest(Replay):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.budget import Budget, parse_budget
-from nas.candidates import Candidate
+from nas.candidates import Candidate, values_of
 from nas.config import StudyConfig
 from nas.evaluate import rung_lengths
 from nas.explore import checked
@@ -18,7 +18,6 @@ from nas.finalise import choose_finalists, spread
 from nas.pace import CUDA_BYTES, Pace, Sizes, gpu_share
 from nas.pareto import non_dominated
 from nas.plan import FEWEST_STEPS, FINAL_SAFETY, MOST_STEPS, SHORTEST_RUNG, SPARED, Plan, full_steps, make_plan, steps_between
-from nas.searcher import values_of
 from search_spaces.architecture import Architecture
 
 PACE = Pace(per_clip=1e-3, per_mac=5e-11, scored=1000, batch=32)

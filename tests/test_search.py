@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas.candidates import values_of
 from nas.device import study_profile
 from nas.finalise import read_finals
 from nas.profile import Profile, profile_path, write_profile
 from nas.report import search_front
 from nas.scheduler import Rungs
-from nas.searcher import values_of
 from nas.study import open_folder
 from trainers.teacher import load_teacher
 

@@ -9,9 +9,9 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from nas.candidates import Candidate, State
+from nas.candidates import Candidate, State, values_of
 from nas.config import Sampler
-from nas.searcher import Hooks, StudySearcher, as_trial, values_of
+from nas.searcher import Hooks, StudySearcher, as_trial
 from search_spaces.architecture import Architecture
 from search_spaces.space import RandomChooser, SearchSpace
 
@@ -41,6 +41,7 @@ class Driver:
             started=self.started,
             refused=lambda number, a, reason: self.refusals.append(a),
             finished=self.finished,
+            latency=lambda a: 1.0,
         )
 
     def started(self, number: int, architecture: Architecture) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Driver:
 
     def finished(self, number: int) -> Candidate:
         scores = {"keyword_error": float(number), "eer": float(-number), "latency_ms": 1.0} if self.state == "complete" else {}
-        return Candidate(number=number, architecture=self.begun[number], state=self.state, scores=scores)
+        return Candidate(number=number, architecture=self.begun[number], state=self.state, scores=scores, rung=bool(scores))
 
 
 def searcher(driver: Driver, history: list[Candidate] | None = None, limit: int | None = None, seed: int = 0) -> StudySearcher:

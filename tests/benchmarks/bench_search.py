@@ -113,6 +113,7 @@ class Replay:
             started=self.started,
             refused=lambda *_: None,
             finished=lambda number: self.running.pop(number),
+            latency=lambda architecture: float(self.table[architecture.key].points[-1, -1]),
         )
         self.searcher = StudySearcher(space, hooks, history=(), seed=seed, limit=None, sampler=method.sampler, first=first)
 

@@ -1,0 +1,109 @@
+"""Proposals by a model: of many members of a space, the one whose training is expected to add most to the front's hypervolume.
+
+A Gaussian process over a student's sizes predicts each of its errors. Its latency is known before it is trained, so nothing is left
+to learn of it, and candidates that were stopped tell what they scored on their rung: Optuna's GP learns all objectives alike and
+from finished candidates alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.distance import cdist
+from scipy.special import ndtr
+from scipy.stats import qmc
+
+from nas.candidates import Candidate, values_of
+from nas.pareto import Points
+from search_spaces.architecture import Architecture
+
+FEWEST = 4  # candidates with scores before anything is modelled
+MOST = 256  # that are modelled: the cost is cubic in them
+LENGTHS = np.geomspace(0.7, 8.0, 8)  # of the kernel, where a feature goes from -1 to 1
+NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)  # variance between trainings of the same sizes, over that which the sizes explain
+MARGIN = 0.1  # of the range of what is seen or expected: how far behind the worst of it the reference lies
+DRAWS = 1024  # points at which the improvement is integrated
+
+
+def modelled(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those with scores, of highest rungs and latest at last, at most `MOST`."""
+    scored = [c for c in candidates if c.rung and np.isfinite(values_of(c.scores)).all()]
+    return sorted(scored, key=lambda c: (c.rung, c.number))[-MOST:]
+
+
+def most_promising(
+    pool: Sequence[Architecture],
+    running: Sequence[Architecture],
+    scored: Sequence[Candidate],
+    latency: Callable[[Architecture], float],
+) -> Architecture:
+    """The member of the pool with the largest expected hypervolume improvement over the candidates that finished the last rung and
+    over what those that run are expected to reach. scored: as `modelled` gives them. latency: in ms."""
+    last, members = scored[-1].rung, [*pool, *running]
+    rows = to_unit([*(features(c.architecture, c.rung) for c in scored), *(features(a, last) for a in members)])
+    known, asked, under_way = np.split(rows, [len(scored), len(scored) + len(pool)])
+    points = np.array([values_of(c.scores) for c in scored])
+    front = points[[c.rung == last for c in scored]]
+    if running:  # taken for what is expected of them, so that workers do not all train the same
+        expected = np.column_stack([posterior(known, seen, under_way)[0] for seen in points[:, :-1].T])
+        expected = np.column_stack([expected, [latency(a) for a in running]])
+        known, points, front = np.vstack([known, under_way]), np.vstack([points, expected]), np.vstack([front, expected])
+    errors = [posterior(known, seen, asked) for seen in points[:, :-1].T]
+    means, deviations = (np.column_stack(each) for each in zip(*errors, strict=True))
+    means = np.column_stack([means, [latency(a) for a in pool]])
+    return pool[int(expected_improvement(front, means, deviations).argmax())]
+
+
+def features(architecture: Architecture, rung: int) -> list[float]:
+    """What errors depend on: sizes on a scale of ratios, the layers kept by their number and mean, and the rung."""
+    a = architecture
+    sizes = (a.front_width, a.frame_stride, a.width, a.depth, float(np.mean(a.heads)), float(np.mean(a.ffn_dims)))
+    return [float(a.front_end == "mel"), *np.log2(sizes), float(np.mean(a.kept_layers)), float(rung)]
+
+
+def to_unit(rows: Sequence[Sequence[float]]) -> Points:
+    """(rows, features), each feature from -1 to 1."""
+    table = np.array(rows, float)
+    return np.asarray(2 * (table - table.min(0)) / np.where(np.ptp(table, 0) > 0, np.ptp(table, 0), 1.0) - 1)
+
+
+def posterior(rows: Points, values: Points, new: Points) -> tuple[Points, Points]:
+    """Mean and standard deviation (new,) of a Gaussian process through the values (rows,). The kernel's length and the noise are
+    the likeliest of a grid, its scale the likeliest of all (Rasmussen and Williams, 2006, sections 2.2 and 5.4)."""
+    centred = values - values.mean()
+    fits = [_fit(kernel(rows, rows, length), centred, noise) for length in LENGTHS for noise in NOISES]
+    likeliest = int(np.argmax([likelihood for likelihood, *_ in fits]))
+    _, scale, factor, weights = fits[likeliest]
+    length = LENGTHS[likeliest // len(NOISES)]
+    across, alone = kernel(new, rows, length), 1 + (new**2).sum(1)
+    left = alone - np.einsum("nr,rn->n", across, cho_solve(factor, across.T))
+    return values.mean() + across @ weights, np.sqrt(scale * np.maximum(left, 1e-9))
+
+
+def _fit(covariance: Points, centred: Points, noise: float) -> tuple[float, float, tuple[Points, bool], Points]:
+    """Logarithm of the likelihood, the scale (a variance), the factor of the covariance over the scale, and the weights."""
+    factor = cho_factor(covariance + noise * np.eye(len(centred)), lower=True)
+    weights = cho_solve(factor, centred)
+    scale = max(float(centred @ weights) / len(centred), 1e-12)
+    return -len(centred) / 2 * np.log(scale) - float(np.log(np.diag(factor[0])).sum()), scale, factor, weights
+
+
+def kernel(a: Points, b: Points, length: float) -> Points:
+    """(a, b): Matern 5/2 and a linear trend, without which half a dozen trainings predicted no better than their mean."""
+    distances = 5**0.5 * cdist(a, b) / length
+    return np.asarray((1 + distances + distances**2 / 3) * np.exp(-distances) + a @ b.T)
+
+
+def expected_improvement(front: Points, expected: Points, deviations: Points) -> Points:
+    """(members,) expected hypervolume improvement over the front (points, objectives), as a share of a box around it all.
+
+    expected: (members, objectives) means. deviations: (members, objectives - 1), since the last objective is known. The chance
+    that a member dominates a point, averaged over points that the front does not dominate: exact in the members' distribution.
+    """
+    every = np.vstack([front, expected])
+    spread = np.where(np.ptp(every, 0) > 0, np.ptp(every, 0), 1.0)
+    low, high = every.min(0) - MARGIN * spread, every.max(0) + MARGIN * spread
+    draws = low + (high - low) * qmc.Sobol(every.shape[1], seed=0).random(DRAWS)
+    free = draws[~(front[None] <= draws[:, None]).all(-1).any(1)]
+    chances = ndtr((free[None, :, :-1] - expected[:, None, :-1]) / deviations[:, None]).prod(-1)
+    return np.asarray((chances * (expected[:, None, -1] <= free[None, :, -1])).sum(1) / DRAWS)
