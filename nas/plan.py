@@ -17,9 +17,10 @@ MOST_FULL_STEPS = 20_000
 SAFETY = 1.15  # a training is begun only where this much of its predicted time is left
 FINAL_SAFETY = 1.05  # of finalists and references, whose time is known better: candidates have corrected the pace
 SHORTEST_RUNG, MOST_RUNGS = 50, 3  # steps: at half as many, keyword errors on real speech are those of chance
+WORTH_STOPPING = 0.5  # of a candidate's cost without rungs, at most: those that are stopped are sometimes the wrong ones
 FEWEST_FINALISTS = 3
 SPARED = 3  # a candidate that begins with a shared student's weights is as good after a third of the steps of fine-tuning
-SHARED_LENGTH = 9  # steps of the shared student over those of a candidate that begins with its weights
+SHARED_LENGTH = 12  # steps of the shared student over those of a candidate that begins with its weights
 MOST_CANDIDATES = 100_000
 
 
@@ -77,8 +78,14 @@ class Costs:
             finetune = config.finetune_steps or max(shortest, steps // SPARED)
         else:
             distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
-        rungs = config.rungs or rungs_of(min(distill or finetune, finetune), shortest, config.reduction)
-        return rung_lengths(distill, finetune, rungs, config.reduction)
+        every = [rung_lengths(distill, finetune, config.rungs or n, config.reduction) for n in range(1, MOST_RUNGS + 1)]
+        long_enough = [lengths for lengths in every if min(n for n in lengths[0] if n) >= shortest] or every[:1]
+        cheapest = min(long_enough, key=self.expected)
+        return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(every[0]) else every[0]
+
+    def expected(self, lengths: Lengths) -> float:
+        """Resource-seconds of a typical candidate on average: most are stopped early."""
+        return self.resources * self.pace.expected(self.sizes.typical, lengths, self.config.reduction)
 
     def shared_steps(self, steps: int) -> int:
         return SHARED_LENGTH * self.lengths(steps)[-1][1] if self.warm else 0
@@ -90,8 +97,7 @@ class Costs:
         return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, updates)
 
     def candidate(self, steps: int) -> float:
-        """On average: most are stopped early."""
-        return self.resources * self.pace.expected(self.sizes.typical, self.lengths(steps), self.config.reduction)
+        return self.expected(self.lengths(steps))
 
     def finals(self, steps: int, finalists: int) -> float:
         """Of references and finalists at a candidate's length, one more of them from scratch."""
@@ -184,11 +190,6 @@ def check_rungs(config: StudyConfig) -> int:
             f"steps or more, and a candidate trains at most {MOST_STEPS:,}; give fewer rungs or a smaller reduction"
         )
     return FEWEST_STEPS * factor
-
-
-def rungs_of(steps: int, shortest: int, reduction: int) -> int:
-    """As many rungs as leave the shortest long enough to tell students apart."""
-    return max((rungs for rungs in range(1, MOST_RUNGS + 1) if steps >= shortest * reduction ** (rungs - 1)), default=1)
 
 
 def steps_between(fewest: int, most: int) -> Sequence[int]:

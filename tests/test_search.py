@@ -218,7 +218,7 @@ def test_references_are_trained_once_for_several_studies(searched: tuple[Path, s
 def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
     common = (*tiny_search, "--finalists", "1", "--candidates", "1")
     shown = srlnas(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
-    assert "a shared student of 18 steps" in shown and "0 + 2 x 2" in shown
+    assert "a shared student of 24 steps" in shown and "0 + 2 x 2" in shown
     study = open_folder(on_known_machine / "studies/warm")
     assert study.ledger.by_purpose()["shared student"] > 0
     assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}

@@ -34,7 +34,7 @@ from trainers.teacher import load_teacher
 HERE = Path(__file__).parent
 TABLE, RESULT, CURVES = HERE / "edge-96/trainings.parquet", HERE / "results/search.json", HERE / "results/search.png"
 SPACE, TEACHER = "edge-96", load_teacher("mini")
-FULL_TRAININGS, SEEDS, WORKERS, CANDIDATES = 32, 30, 4, 100
+FULL_TRAININGS, SEEDS, WORKERS, CANDIDATES, REDUCTION = 32, 30, 4, 100, 3
 OURS = "srlnas"
 Start = Literal["kept layers", "shared student"]
 REFERENCE = np.array([30.0, 30.0, 5.0])  # keyword error %, EER %, ms: behind what every training of the table ends at
@@ -43,10 +43,11 @@ GRID = np.linspace(0, 1, 201)  # of the budget
 
 @dataclass(frozen=True)
 class Method:
-    """reduction: None trains every candidate to the end. first: the candidates that a search tries first. start: of trainings."""
+    """stops: rungs (from 1) at which a candidate may be stopped. first: whether it tries what a search tries first. start: of
+    trainings."""
 
     sampler: Sampler
-    reduction: int | None = None
+    stops: tuple[int, ...] = ()
     first: bool = False
     start: Start = "kept layers"
 
@@ -55,19 +56,28 @@ METHODS: Mapping[str, Method] = {
     "random": Method("random"),
     "NSGA-II": Method("nsga2"),
     "TPE": Method("tpe"),
-    "random, early stopping": Method("random", reduction=3),
-    "TPE, early stopping": Method("tpe", reduction=3, first=True),
-    OURS: Method("tpe", reduction=3, first=True, start="shared student"),
+    "random, early stopping": Method("random", stops=(1,)),
+    "GP": Method("gp"),
+    OURS: Method("gp", first=True, start="shared student"),
 }
 
 
 @dataclass(frozen=True)
 class Training:
-    """Of one architecture: points (rungs, objectives), seconds of each rung after those before, and of the whole without rungs."""
+    """Of one architecture: points (rungs, objectives); seconds (rungs,) of distillation since the rung before, and of what every
+    rung does anew, fine-tuning and scoring."""
 
     points: Points
-    rung_seconds: Sequence[float]
-    full_seconds: float
+    distilling: Points
+    tuning: Points
+
+    def seconds(self, before: int, rung: int) -> float:
+        """From the end of a rung (0: the beginning) to that of a later one."""
+        return float(self.distilling[before:rung].sum() + self.tuning[rung - 1])
+
+    @property
+    def full_seconds(self) -> float:
+        return self.seconds(0, len(self.points))
 
 
 @cache
@@ -88,11 +98,10 @@ def trainings(start: Start, seed: int = 0) -> dict[str, Training]:
 
 
 def _training(rungs: Sequence[Mapping[str, Any]]) -> Training:
-    last = rungs[-1]
     return Training(
         points=np.array([[row[objective.name] for objective in OBJECTIVES] for row in rungs], float),
-        rung_seconds=[row["distill_seconds"] + row["finetune_seconds"] + row["score_seconds"] for row in rungs],
-        full_seconds=sum(row["distill_seconds"] for row in rungs) + last["finetune_seconds"] + last["score_seconds"],
+        distilling=np.array([row["distill_seconds"] for row in rungs]),
+        tuning=np.array([row["finetune_seconds"] + row["score_seconds"] for row in rungs]),
     )
 
 
@@ -101,7 +110,7 @@ class Replay:
 
     def __init__(self, method: Method, seed: int, budget: float) -> None:
         self.method, self.table, self.budget = method, trainings(method.start), budget
-        self.rungs = Rungs(method.reduction or 2)
+        self.rungs = Rungs(REDUCTION)
         self.running, self.done = dict[int, Candidate](), list[tuple[float, Sequence[float]]]()
         self.spent = recorded()[1] if method.start == "shared student" else 0.0
         self.queue = list[tuple[float, int, str]]()
@@ -140,24 +149,26 @@ class Replay:
                 self.searcher.on_trial_complete(trial)
 
     def enter(self, clock: float, number: int, trial: str) -> None:
-        """The next rung, or the whole training."""
+        """To the next rung at which it may be stopped, or to the last."""
+        heapq.heappush(self.queue, (clock + self.next_rung(number)[1], number, trial))
+
+    def next_rung(self, number: int) -> tuple[int, float]:
+        """And the seconds up to there."""
         candidate = self.running[number]
         training = self.table[candidate.architecture.key]
-        seconds = training.rung_seconds[candidate.rung] if self.method.reduction else training.full_seconds
-        heapq.heappush(self.queue, (clock + seconds, number, trial))
+        rung = next(stop for stop in (*self.method.stops, len(training.points)) if stop > candidate.rung)
+        return rung, training.seconds(candidate.rung, rung)
 
     def goes_on(self, number: int) -> bool:
         """What the candidate paid for is spent when it is reached; what would end beyond the budget does not count."""
-        candidate = self.running[number]
-        training = self.table[candidate.architecture.key]
-        last = len(training.points)
-        rung = candidate.rung + 1 if self.method.reduction else last
-        self.spent += training.rung_seconds[rung - 1] if self.method.reduction else training.full_seconds
-        point = training.points[rung - 1].tolist()
+        rung, seconds = self.next_rung(number)
+        points = self.table[self.running[number].architecture.key].points
+        self.spent += seconds
+        point = points[rung - 1].tolist()
         judged = self.rungs.goes_on(rung, point)
-        state = "complete" if rung == last else "running" if judged and self.spent < self.budget else "stopped"
+        state = "complete" if rung == len(points) else "running" if judged and self.spent < self.budget else "stopped"
         scores = dict(zip((objective.name for objective in OBJECTIVES), point, strict=True))
-        self.running[number] = replace(candidate, rung=rung, state=state, scores=scores)  # type: ignore[arg-type]
+        self.running[number] = replace(self.running[number], rung=rung, state=state, scores=scores)  # type: ignore[arg-type]
         if state == "complete" and self.spent <= self.budget:
             self.done.append((self.spent, point))
         return state == "running"
@@ -192,7 +203,7 @@ def inheritance() -> dict[str, Any]:
     rungs = len(next(iter(warm.values())).points)
     scores = [np.mean([warm[key].points[rung, :2] for key in keys], 0) for rung in range(rungs)]
     reached = next((rung for rung in range(rungs) if (scores[rung] <= wanted).all()), None)
-    seconds = [np.mean([warm[key].rung_seconds[rung] for key in keys]) + recorded()[1] / CANDIDATES for rung in range(rungs)]
+    seconds = [np.mean([warm[key].seconds(0, rung + 1) for key in keys]) + recorded()[1] / CANDIDATES for rung in range(rungs)]
     full = float(np.mean([alone[key].full_seconds for key in keys]))
     taus: dict[str, Any] = {"kendall_tau": {}, "seed_tau": {}}
     for task, name in enumerate(("keyword_error", "eer")):
