@@ -109,6 +109,7 @@ class Exploration:
             refused=self._refused,
             finished=self._finished,
             latency=lambda architecture: cost_scores(self.context, architecture)[LATENCY.name],
+            seconds=lambda architecture: self.learned_pace.rungs(self._macs(architecture), self.lengths),
         )
 
     def show(self) -> None:

@@ -37,7 +37,8 @@ class Hooks:
 
     refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
     started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
-    finished: a training ended, however it did; returns the candidate as recorded. latency: in ms, as predicted.
+    finished: a training ended, however it did; returns the candidate as recorded. latency, seconds: of an
+    architecture, in ms, and of its training, as predicted.
     """
 
     refusal: Callable[[Architecture], str | None]
@@ -46,6 +47,7 @@ class Hooks:
     refused: Callable[[int, Architecture, str], None]
     finished: Callable[[int], Candidate]
     latency: Callable[[Architecture], float]
+    seconds: Callable[[Architecture], float]
 
 
 class StudySearcher(Searcher):
@@ -113,9 +115,9 @@ class StudySearcher(Searcher):
         scored = modelled(self.ended) if self.is_modelling else []
         if len(scored) < FEWEST:
             return next(unknown, None)
-        pool = [*{a.key: a for a in islice(unknown, POOL)}.values()]
+        pool = [*dict.fromkeys(islice(unknown, POOL))]
         running = [architecture for _, _, architecture in self.running.values()]
-        return most_promising(pool, running, scored, self.hooks.latency) if pool else None
+        return most_promising(pool, running, scored, self.hooks.latency, self.hooks.seconds) if pool else None
 
     def _chooser(self) -> Chooser:
         """At random, or for a model half of the time near a candidate that finished."""

@@ -36,9 +36,13 @@ def most_promising(
     running: Sequence[Architecture],
     scored: Sequence[Candidate],
     latency: Callable[[Architecture], float],
+    seconds: Callable[[Architecture], float],
 ) -> Architecture:
-    """The member of the pool with the largest expected hypervolume improvement over the candidates that finished the last rung and
-    over what those that run are expected to reach. scored: as `modelled` gives them. latency: in ms."""
+    """The member of the pool with the largest expected hypervolume improvement a second of its training (as Snoek et al., arXiv
+    1206.2944), over the candidates that finished the last rung and over what those that run are expected to reach.
+
+    scored: as `modelled` gives them. latency: in ms. seconds: that a training is predicted to take.
+    """
     last, members = scored[-1].rung, [*pool, *running]
     rows = to_unit([*(features(c.architecture, c.rung) for c in scored), *(features(a, last) for a in members)])
     known, asked, under_way = np.split(rows, [len(scored), len(scored) + len(pool)])
@@ -51,7 +55,8 @@ def most_promising(
     errors = [posterior(known, seen, asked) for seen in points[:, :-1].T]
     means, deviations = (np.column_stack(each) for each in zip(*errors, strict=True))
     means = np.column_stack([means, [latency(a) for a in pool]])
-    return pool[int(expected_improvement(front, means, deviations).argmax())]
+    gains = expected_improvement(front, means, deviations) / [seconds(a) for a in pool]
+    return pool[int(gains.argmax())]
 
 
 def features(architecture: Architecture, rung: int) -> list[float]:

@@ -49,6 +49,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_search: Options, srl
         "2",
         "--reduction",
         "2",
+        "--sampler",
+        "gp",
     )
     done = srlnas(folder, "search", *tiny_search, "--candidates", "7", "--name", "small", *asked)
     return folder, done.stdout

@@ -42,6 +42,7 @@ class Driver:
             refused=lambda number, a, reason: self.refusals.append(a),
             finished=self.finished,
             latency=lambda a: 1.0,
+            seconds=lambda a: 1.0,
         )
 
     def started(self, number: int, architecture: Architecture) -> dict[str, Any]:

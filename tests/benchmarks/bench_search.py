@@ -123,6 +123,7 @@ class Replay:
             refused=lambda *_: None,
             finished=lambda number: self.running.pop(number),
             latency=lambda architecture: float(self.table[architecture.key].points[-1, -1]),
+            seconds=lambda architecture: self.table[architecture.key].full_seconds,
         )
         self.searcher = StudySearcher(space, hooks, history=(), seed=seed, limit=None, sampler=method.sampler, first=first)
 

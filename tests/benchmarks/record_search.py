@@ -25,7 +25,7 @@ from deploy.kit import hollow
 from nas.budget import append_line, read_lines
 from nas.calibrate import calibrate, measure_students
 from nas.config import StudyConfig
-from nas.evaluate import Task, build_student, context_of, distil_shared, evaluate, open_context, task_from_json, task_json
+from nas.evaluate import SHARED_FILE, Task, build_student, distil_shared, evaluate, open_context, task_from_json, task_json
 from nas.progress import console, progress
 from nas.study import Study
 from search_spaces.architecture import Architecture
@@ -82,12 +82,11 @@ def timed_trainings(study: Study) -> list[Task]:
     ]
 
 
-def time_shared(folder: str) -> float:
-    """CPU seconds of the shared student, as so many of its first steps take."""
-    context_of(folder)
+def prepare_shared(folder: str) -> float:
+    """Trains the shared student, if it is not there; returns its CPU seconds."""
     began = time.process_time()
-    distil_shared(folder, TIMED_STEPS)
-    return (time.process_time() - began) * SHARED_STEPS / TIMED_STEPS
+    distil_shared(folder, SHARED_STEPS)
+    return time.process_time() - began
 
 
 def alone_trainings(study: Study) -> list[Task]:
@@ -164,10 +163,18 @@ def write_table(folder: Path, path: Path) -> None:
         for record in read_lines(folder / part / RECORDS)
         for row in rows_of(part, record, timed[record["name"].split("-")[0]], latencies)
     ]
-    shared = sum(float(line["seconds"]) for line in read_lines(folder / "time" / SHARED_SECONDS))
+    shared = sum(float(line["seconds"]) for line in read_lines(folder / "warm" / SHARED_SECONDS)) * clock(folder, timed)
     table = pa.Table.from_pylist(rows).replace_schema_metadata({"shared_seconds": str(shared)})
     pq.write_table(table, path, compression="zstd")
     print(f"{len(rows):,} rows in {path}, {path.stat().st_size / 1e3:.0f} kB")
+
+
+def clock(folder: Path, timed: Mapping[str, Mapping[str, float]]) -> float:
+    """Timed over recorded seconds of fine-tuning with shared weights: a few steps are dearer than many, and the shared student's
+    seconds are of all its steps."""
+    lasts = [(record["name"].split("-")[0], record["rungs"][-1]) for record in read_lines(folder / "warm" / RECORDS)]
+    recorded = sum(rung["cpu_seconds"]["fine-tuning"] for _, rung in lasts)
+    return sum(rung["lengths"][1] * timed[key]["fine-tuning"] for key, rung in lasts) / recorded
 
 
 def seconds_each(records: Path) -> dict[str, dict[str, float]]:
@@ -233,15 +240,11 @@ def main() -> None:
     if asked.part == "measure":
         measure(study)
         return
+    if asked.part == "warm" and not (study.folder / SHARED_FILE).is_file():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            seconds = apart.submit(prepare_shared, str(study.folder.resolve())).result()
+        append_line(study.folder / SHARED_SECONDS, {"seconds": seconds})
     every = {"alone": alone_trainings, "warm": warm_trainings, "time": timed_trainings}[asked.part](study)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        folder = str(study.folder.resolve())
-        if asked.part == "warm":
-            apart.submit(distil_shared, folder, SHARED_STEPS).result()  # nothing, where it was
-        if asked.part == "time" and not (study.folder / SHARED_SECONDS).is_file():
-            timing = apart.submit(time_shared, folder)
-            record(study, every[:1], 1, asked.seconds)  # beside it: everything is timed two at once
-            append_line(study.folder / SHARED_SECONDS, {"seconds": timing.result()})
     record(study, every, asked.workers, asked.seconds)
 
 
