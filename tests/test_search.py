@@ -20,7 +20,6 @@ import pytest
 
 from nas.candidates import values_of
 from nas.device import study_profile
-from nas.finalise import read_finals
 from nas.profile import Profile, profile_path, write_profile
 from nas.report import search_front
 from nas.scheduler import Rungs
@@ -215,30 +214,6 @@ def test_references_are_trained_once_for_several_studies(searched: tuple[Path, s
     assert front["machine"].endswith("scaled by the data sheet") and "data sheet, a factor of two" in " ".join(shown.split())
     for slow, fast in zip(front["references"], first["references"]):  # the same teacher, paper's student and BC-ResNet
         assert slow["latency_ms"] > 2 * fast["latency_ms"] or slow["role"] == "knee from scratch"
-
-
-def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
-    common = (*tiny_search, "--finalists", "1", "--candidates", "1")
-    shown = srlnas(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
-    assert "a shared student of 24 steps" in shown and "0 + 2 x 2" in shown
-    study = open_folder(on_known_machine / "studies/warm")
-    assert study.ledger.by_purpose()["shared student"] > 0
-    assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}
-    assert all(final.distill_steps == 0 for final in read_finals(study) if final.role == "finalist")
-    front = json.loads(srlnas(on_known_machine, "front", "warm", "--json").stdout)
-    assert any(note.startswith("Members began with the weights of the search's shared student") for note in front["notes"])
-    paper = next(final for final in read_finals(study) if final.role == "paper's student")
-    assert paper.start == "kept layers" and paper.distill_steps == paper.finetune_steps >= 6
-    assert {candidate.state for candidate in study.candidates()} == {"complete"}
-
-    weights = "studies/warm/shared.safetensors"
-    srlnas(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
-    assert "shared student" not in open_folder(on_known_machine / "studies/given").ledger.by_purpose()
-    for option, said in (("paper", "holds no shared student of the space paper"), ("edge", "neither on, off, auto nor a file")):
-        file = weights if option == "paper" else "nowhere"
-        refused = srlnas(on_known_machine, "search", "--space", option, "--warm-start", file, "--name", "bad", check=False)
-        assert refused.returncode == 2 and said in " ".join(refused.stderr.split())
-    assert not (on_known_machine / "studies/bad").exists()
 
 
 @pytest.mark.slow
