@@ -78,10 +78,12 @@ class Costs:
             finetune = config.finetune_steps or max(shortest, steps // SPARED)
         else:
             distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
-        every = [rung_lengths(distill, finetune, config.rungs or n, config.reduction) for n in range(1, MOST_RUNGS + 1)]
-        long_enough = [lengths for lengths in every if min(n for n in lengths[0] if n) >= shortest] or every[:1]
-        cheapest = min(long_enough, key=self.expected)
-        return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(every[0]) else every[0]
+        if config.rungs:
+            return rung_lengths(distill, finetune, config.rungs, config.reduction)
+        whole, *cut = [rung_lengths(distill, finetune, rungs, config.reduction) for rungs in range(1, MOST_RUNGS + 1)]
+        telling = [lengths for lengths in cut if min(steps for steps in lengths[0] if steps) >= shortest]
+        cheapest = min(telling, key=self.expected, default=whole)
+        return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(whole) else whole
 
     def expected(self, lengths: Lengths) -> float:
         """Resource-seconds of a typical candidate on average: most are stopped early."""

@@ -6,7 +6,7 @@ constraint. This one asks and tells itself. It keeps nothing on disk: Optuna is 
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,14 +20,14 @@ from nas.candidates import OBJECTIVES, Candidate, values_of
 from nas.config import Sampler
 from nas.surrogate import FEWEST, modelled, most_promising
 from search_spaces.architecture import Architecture
-from search_spaces.space import Chooser, Mutation, RandomChooser, Replay, SearchSpace
+from search_spaces.space import Mutation, RandomChooser, Replay, SearchSpace
 
 STARTUP_TRIALS = 10  # random proposals before the sampler models anything
 POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
 PATIENCE = 5  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are refused before the search is over
 MOST_DRAWS = 400  # random members, known or too dear, before nothing is taken to be left
-POOL = 200  # members of which a model chooses
+POOL = 100  # members of which a model chooses
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 
 
@@ -37,8 +37,8 @@ class Hooks:
 
     refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
     started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
-    finished: a training ended, however it did; returns the candidate as recorded. latency, seconds: of an
-    architecture, in ms, and of its training, as predicted.
+    finished: a training ended, however it did; returns the candidate as recorded. latency: predicted, of an architecture, in ms.
+    seconds: predicted, of training it through all rungs.
     """
 
     refusal: Callable[[Architecture], str | None]
@@ -71,8 +71,8 @@ class StudySearcher(Searcher):
         self.study, self.random = new_study(sampler, seed + len(history)), random.Random(seed)
         self.running: dict[str, tuple[int, optuna.Trial, Architecture]] = {}
         self.ended = [candidate for candidate in history if candidate.state != "running"]
-        self.seen = {candidate.architecture.key for candidate in history if candidate.state != "running"}
-        self.interrupted = {candidate.architecture.key: candidate.number for candidate in history if candidate.state == "running"}
+        self.seen = {candidate.architecture for candidate in self.ended}
+        self.interrupted = {candidate.architecture: candidate.number for candidate in history if candidate.state == "running"}
         self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
         self.next_number = 1 + max((candidate.number for candidate in history), default=-1)
         for candidate in history:
@@ -85,7 +85,7 @@ class StudySearcher(Searcher):
 
     def enqueue(self, architecture: Architecture) -> None:
         """Proposes a member of the space before anything that Optuna chooses."""
-        if architecture.key not in self.seen:
+        if architecture not in self.seen:
             self.study.enqueue_trial(Replay(architecture).answers, skip_if_exists=True)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
@@ -98,7 +98,7 @@ class StudySearcher(Searcher):
             if not drawn and not is_waiting:
                 break  # a sampler costs a hundred draws, and asked in vain it grows slower
             if drawn and (self.is_modelling or asked >= PATIENCE):
-                self.enqueue(drawn)  # a sampler that keeps proposing what is known would end a search of a small space early
+                self.enqueue(drawn)  # samplers that kept proposing what is known ended searches of small spaces early
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
@@ -110,38 +110,38 @@ class StudySearcher(Searcher):
 
     def _draw(self) -> Architecture | None:
         """A member that is neither known nor too dear, random or the most promising of many; None where there seems to be none."""
-        drawn = (self.space.architecture(self._chooser()) for _ in range(MOST_DRAWS))
-        unknown = (a for a in drawn if a.key not in self.seen and self.hooks.affordable(a))
         scored = modelled(self.ended) if self.is_modelling else []
         if len(scored) < FEWEST:
-            return next(unknown, None)
-        pool = [*dict.fromkeys(islice(unknown, POOL))]
+            return next(self._unknown(()), None)
+        pool = [*dict.fromkeys(islice(self._unknown([c.architecture for c in scored if c.state == "complete"]), POOL))]
         running = [architecture for _, _, architecture in self.running.values()]
         return most_promising(pool, running, scored, self.hooks.latency, self.hooks.seconds) if pool else None
 
-    def _chooser(self) -> Chooser:
-        """At random, or for a model half of the time near a candidate that finished."""
-        complete = [candidate for candidate in self.ended if candidate.state == "complete"]
-        if not self.is_modelling or not complete or self.random.random() < 0.5:
-            return RandomChooser(self.random)
-        return Mutation(self.random.choice(complete).architecture, self.random)
+    def _unknown(self, parents: Sequence[Architecture]) -> Iterator[Architecture]:
+        """Members drawn at random, half of them near the parents where there are any; some may come again."""
+        for _ in range(MOST_DRAWS):
+            is_child = parents and self.random.random() < 0.5
+            chooser = Mutation(self.random.choice(parents), self.random) if is_child else RandomChooser(self.random)
+            drawn = self.space.architecture(chooser)
+            if drawn not in self.seen and self.hooks.affordable(drawn):
+                yield drawn
 
     def _worth_starting(self, trial: optuna.Trial, architecture: Architecture) -> bool:
-        known = architecture.key in self.seen
+        known = architecture in self.seen
         reason = None if known else self.hooks.refusal(architecture)
         if not known and reason is None and self.hooks.affordable(architecture):
-            self.seen.add(architecture.key)
+            self.seen.add(architecture)
             return True
         if reason is not None:
-            self.seen.add(architecture.key)
+            self.seen.add(architecture)
             self.hooks.refused(self._take_number(architecture), architecture, reason)
         self.study.tell(trial, state=TrialState.FAIL)
         return False
 
     def _take_number(self, architecture: Architecture) -> int:
         """A new one, or that of the candidate which was interrupted."""
-        if architecture.key in self.interrupted:
-            return self.interrupted.pop(architecture.key)
+        if architecture in self.interrupted:
+            return self.interrupted.pop(architecture)
         self.next_number += 1
         return self.next_number - 1
 
@@ -174,7 +174,7 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
         seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
     ),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
-    "gp": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # what it begins with: `nas.surrogate` goes on
+    "gp": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # never asked: `_draw` proposes
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 

@@ -5,7 +5,8 @@ to learn of it, and candidates that were stopped tell what they scored on their 
 from finished candidates alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -26,7 +27,7 @@ DRAWS = 1024  # points at which the improvement is integrated
 
 
 def modelled(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those with scores, of highest rungs and latest at last, at most `MOST`."""
+    """Those with scores, by rung and on a rung by age; where they are too many, the furthest trained and latest."""
     scored = [c for c in candidates if c.rung and np.isfinite(values_of(c.scores)).all()]
     return sorted(scored, key=lambda c: (c.rung, c.number))[-MOST:]
 
@@ -49,14 +50,11 @@ def most_promising(
     points = np.array([values_of(c.scores) for c in scored])
     front = points[[c.rung == last for c in scored]]
     if running:  # taken for what is expected of them, so that workers do not all train the same
-        expected = np.column_stack([posterior(known, seen, under_way)[0] for seen in points[:, :-1].T])
-        expected = np.column_stack([expected, [latency(a) for a in running]])
+        expected = np.column_stack([posterior(known, points[:, :-1], under_way)[0], [latency(a) for a in running]])
         known, points, front = np.vstack([known, under_way]), np.vstack([points, expected]), np.vstack([front, expected])
-    errors = [posterior(known, seen, asked) for seen in points[:, :-1].T]
-    means, deviations = (np.column_stack(each) for each in zip(*errors, strict=True))
-    means = np.column_stack([means, [latency(a) for a in pool]])
-    gains = expected_improvement(front, means, deviations) / [seconds(a) for a in pool]
-    return pool[int(gains.argmax())]
+    means, deviations = posterior(known, points[:, :-1], asked)
+    expected = np.column_stack([means, [latency(a) for a in pool]])
+    return pool[int((expected_improvement(front, expected, deviations) / [seconds(a) for a in pool]).argmax())]
 
 
 def features(architecture: Architecture, rung: int) -> list[float]:
@@ -73,24 +71,43 @@ def to_unit(rows: Sequence[Sequence[float]]) -> Points:
 
 
 def posterior(rows: Points, values: Points, new: Points) -> tuple[Points, Points]:
-    """Mean and standard deviation (new,) of a Gaussian process through the values (rows,). The kernel's length and the noise are
-    the likeliest of a grid, its scale the likeliest of all (Rasmussen and Williams, 2006, sections 2.2 and 5.4)."""
-    centred = values - values.mean()
-    fits = [_fit(kernel(rows, rows, length), centred, noise) for length in LENGTHS for noise in NOISES]
-    likeliest = int(np.argmax([likelihood for likelihood, *_ in fits]))
-    _, scale, factor, weights = fits[likeliest]
-    length = LENGTHS[likeliest // len(NOISES)]
-    across, alone = kernel(new, rows, length), 1 + (new**2).sum(1)
-    left = alone - np.einsum("nr,rn->n", across, cho_solve(factor, across.T))
-    return values.mean() + across @ weights, np.sqrt(scale * np.maximum(left, 1e-9))
+    """Means and standard deviations (new, errors) of Gaussian processes through the values (rows, errors). Of each error, the
+    kernel's length and the noise are the likeliest of a grid, the scale the likeliest of all (Rasmussen and Williams, 2006,
+    sections 2.2 and 5.4)."""
+    centred = values - values.mean(0)
+    fits = [fit for length in LENGTHS for fit in _fits(rows, centred, length)]
+    each = [_predict(rows, new, i, max(fits, key=lambda fit: fit.likelihoods[i])) for i in range(values.shape[1])]
+    means, deviations = (np.column_stack(every) for every in zip(*each, strict=True))
+    return values.mean(0) + means, deviations
 
 
-def _fit(covariance: Points, centred: Points, noise: float) -> tuple[float, float, tuple[Points, bool], Points]:
-    """Logarithm of the likelihood, the scale (a variance), the factor of the covariance over the scale, and the weights."""
-    factor = cho_factor(covariance + noise * np.eye(len(centred)), lower=True)
-    weights = cho_solve(factor, centred)
-    scale = max(float(centred @ weights) / len(centred), 1e-12)
-    return -len(centred) / 2 * np.log(scale) - float(np.log(np.diag(factor[0])).sum()), scale, factor, weights
+class _Fit(NamedTuple):
+    """likelihoods: logarithms (errors,). scales: variances (errors,). factor: of the covariance over the scale. weights: (rows,
+    errors)."""
+
+    length: float
+    likelihoods: Points
+    scales: Points
+    factor: tuple[Points, bool]
+    weights: Points
+
+
+def _fits(rows: Points, centred: Points, length: float) -> Iterator[_Fit]:
+    """One for each noise."""
+    covariance = kernel(rows, rows, length)
+    for noise in NOISES:
+        factor = cho_factor(covariance + noise * np.eye(len(rows)), lower=True)
+        weights = cho_solve(factor, centred)
+        scales = np.maximum((centred * weights).mean(0), 1e-12)
+        likelihoods = -len(rows) / 2 * np.log(scales) - np.log(np.diag(factor[0])).sum()
+        yield _Fit(length, likelihoods, scales, factor, weights)
+
+
+def _predict(rows: Points, new: Points, error: int, fit: _Fit) -> tuple[Points, Points]:
+    """Mean and standard deviation (new,) of one of the errors."""
+    across = kernel(new, rows, fit.length)
+    left = 1 + (new**2).sum(1) - np.einsum("nr,rn->n", across, cho_solve(fit.factor, across.T))
+    return across @ fit.weights[:, error], np.sqrt(fit.scales[error] * np.maximum(left, 1e-9))
 
 
 def kernel(a: Points, b: Points, length: float) -> Points:

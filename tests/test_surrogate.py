@@ -72,13 +72,13 @@ def test_the_model_learns_a_smooth_function_and_is_less_sure_far_from_what_it_sa
     def smooth(x: np.ndarray) -> np.ndarray:
         return np.asarray(np.sin(3 * x[:, 0]) + x[:, 1] ** 2)
 
-    mean, deviation = posterior(rows, smooth(rows), new)
+    mean, deviation = (column[:, 0] for column in posterior(rows, smooth(rows)[:, None], new))
     assert np.abs(mean - smooth(new))[:6].max() < 0.1
     assert deviation[-1] > 3 * deviation[:-1].max()
 
 
 def test_equal_values_are_expected_to_stay_equal() -> None:
-    mean, deviation = posterior(np.eye(4), np.full(4, 7.0), np.zeros((1, 4)))
+    mean, deviation = posterior(np.eye(4), np.full((4, 2), 7.0), np.zeros((1, 4)))
     assert mean == pytest.approx(7.0) and np.isfinite(deviation).all()
 
 

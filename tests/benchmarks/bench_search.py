@@ -32,7 +32,7 @@ from search_spaces.catalog import find_space
 from trainers.teacher import load_teacher
 
 HERE = Path(__file__).parent
-TABLE, RESULT, CURVES = HERE / "edge-96/trainings.parquet", HERE / "results/search.json", HERE / "results/search.png"
+TABLE, RESULT = HERE / "edge-96/trainings.parquet", HERE / "results/search.json"
 SPACE, TEACHER = "edge-96", load_teacher("mini")
 FULL_TRAININGS, SEEDS, WORKERS, CANDIDATES, REDUCTION = 32, 30, 4, 100, 3
 OURS = "srlnas"
