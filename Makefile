@@ -24,7 +24,7 @@ bench-latency: install
 	$(RUN)/python tests/benchmarks/bench_latency.py
 
 bench-search: install
-	$(RUN)/python tests/benchmarks/bench_search.py
+	OMP_NUM_THREADS=1 $(RUN)/python tests/benchmarks/bench_search.py
 
 bench-overhead: install
 	$(RUN)/python tests/benchmarks/bench_overhead.py

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, product
 from typing import Any, Protocol, TypeVar, cast
 
@@ -47,7 +48,7 @@ class SearchSpace:
             if not values or any(a >= b for a, b in pairwise(values)):
                 raise ValueError(f"space `{self.name}`: the {field} are {values}; at least one is needed, in rising order")
 
-    @property
+    @cached_property
     def depths(self) -> tuple[int, ...]:
         return tuple(sorted({len(kept) for kept in self.kept_layers}))
 

@@ -24,7 +24,7 @@ from scipy.stats import kendalltau
 from nas.candidates import OBJECTIVES, Candidate
 from nas.config import Sampler
 from nas.explore import first_candidates
-from nas.pareto import Points, hypervolume
+from nas.pareto import Points, hypervolume, non_dominated
 from nas.scheduler import Rungs
 from nas.searcher import Hooks, StudySearcher
 from search_spaces.architecture import Architecture
@@ -166,8 +166,8 @@ class Replay:
         points = self.table[self.running[number].architecture.key].points
         self.spent += seconds
         point = points[rung - 1].tolist()
-        judged = self.rungs.goes_on(rung, point)
-        state = "complete" if rung == len(points) else "running" if judged and self.spent < self.budget else "stopped"
+        is_best = rung < len(points) and self.rungs.goes_on(rung, point)
+        state = "complete" if rung == len(points) else "running" if is_best and self.spent < self.budget else "stopped"
         scores = dict(zip((objective.name for objective in OBJECTIVES), point, strict=True))
         self.running[number] = replace(self.running[number], rung=rung, state=state, scores=scores)  # type: ignore[arg-type]
         if state == "complete" and self.spent <= self.budget:
@@ -180,7 +180,11 @@ def curve(name: str, seed: int) -> list[float]:
     budget = full_budget()
     done = Replay(METHODS[name], seed, budget).run()
     ends = np.array([spent for spent, _ in done]) / budget
-    volumes = [0.0, *(hypervolume(np.array([point for _, point in done[:n]]), REFERENCE) for n in range(1, len(done) + 1))]
+    volumes, front = [0.0], np.empty((0, len(OBJECTIVES)))
+    for _, point in done:
+        front = np.vstack([front, point])
+        front = front[non_dominated(front)]
+        volumes.append(hypervolume(front, REFERENCE))
     return [volumes[int((ends <= share).sum())] / whole_hypervolume() for share in GRID]
 
 
@@ -258,14 +262,15 @@ def results(curves: Mapping[str, Points]) -> dict[str, Any]:
 
 
 def markdown(curves: Mapping[str, Points]) -> str:
-    """The README's table: hypervolume at the end, and the share of the budget at which a method has random's."""
+    """The README's table: hypervolume at the end, and the share of the budget at which a method has that of random."""
     random_ends = float(np.median(curves["random"][:, -1]))
     lines = ["| search | hypervolume at the end | has that of random after |", "|---|---|---|"]
     for name, found in curves.items():
         end, share = interval(found[:, -1]), interval(shares_to_reach(found, random_ends))
-        after = f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]" if np.isfinite(share["value"]) else "never"
-        lines.append(f"| {name} | {end['value']:.3f} [{end['low']:.3f}, {end['high']:.3f}] | {after} of the budget |")
-    return "\n".join(lines).replace("never of the budget", "never").replace("inf%", "never") + "\n"
+        low, middle, high = (f"{share[part]:.0%}".replace("inf%", "never") for part in ("low", "value", "high"))
+        after = "" if name == "random" else "never" if middle == "never" else f"{middle} [{low}, {high}] of the budget"
+        lines.append(f"| {name} | {end['value']:.3f} [{end['low']:.3f}, {end['high']:.3f}] | {after} |")
+    return "\n".join(lines) + "\n"
 
 
 def plot(curves: Mapping[str, Points], path: Path) -> None:
