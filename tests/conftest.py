@@ -17,11 +17,13 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from nas.connection import ENVIRONMENT
 from trainers.corpora import Corpus, load_corpus
 from trainers.parquet import write_corpus
 from trainers.synthetic import speak_corpus
 from trainers.teacher import Teacher, load_teacher
 
+os.environ.update(ENVIRONMENT)  # before any test imports MLflow, which reads them once
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would what it starts
 
