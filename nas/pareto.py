@@ -29,14 +29,17 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
 
 def front_ranks(points: Points) -> NDArray[np.int_]:
     """(points,) 0 on the front, 1 on the front of what is left, and so on; rows that are not finite come after all fronts."""
-    ranks = np.full(len(points), len(points))
-    left = np.flatnonzero(np.isfinite(points).all(1))
+    ranks, left = np.full(len(points), len(points)), np.asarray(np.isfinite(points).all(1))
     no_worse = np.asarray((points[:, None] <= points).all(-1))
-    beats = np.asarray(no_worse & ~no_worse.T)
+    beats = np.asarray(no_worse & ~no_worse.T & left[:, None])
+    rivals = beats.sum(0)  # that are still left
     for rank in range(len(points)):
-        beaten = beats[np.ix_(left, left)].any(0)
-        ranks[left[~beaten]] = rank
-        left = left[beaten]
+        front = left & (rivals == 0)
+        ranks[front] = rank
+        rivals -= beats[front].sum(0)
+        left &= ~front
+        if not left.any():
+            break
     return ranks
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from nas.candidates import OBJECTIVES, Candidate, values_of
 from nas.config import Sampler
+from nas.pareto import front_ranks
 from nas.surrogate import FEWEST, modelled, most_promising
 from search_spaces.architecture import Architecture
 from search_spaces.space import Mutation, RandomChooser, Replay, SearchSpace
@@ -26,9 +28,10 @@ STARTUP_TRIALS = 10  # random proposals before the sampler models anything
 POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
 PATIENCE = 5  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are refused before the search is over
+MOST_MODELLED = 160  # candidates that TPE models, twice as many before it forgets some: its proposals take time linear in them
 MOST_DRAWS = 400  # random members, known or too dear, before nothing is taken to be left
 POOL = 100  # members of which a model chooses
-STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "running": TrialState.RUNNING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +70,27 @@ class StudySearcher(Searcher):
         """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes."""
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self.hooks, self.limit, self.is_modelling = space, hooks, limit, sampler == "gp"
-        self.study, self.random = new_study(sampler, seed + len(history)), random.Random(seed)
-        self.running: dict[str, tuple[int, optuna.Trial, Architecture]] = {}
+        self.space, self.hooks, self.limit = space, hooks, limit
+        self.sampler, self.seed, self.random = sampler, seed, random.Random(seed)
+        self.running: dict[str, tuple[int, int, Architecture]] = {}
         self.ended = [candidate for candidate in history if candidate.state != "running"]
         self.seen = {candidate.architecture for candidate in self.ended}
         self.interrupted = {candidate.architecture: candidate.number for candidate in history if candidate.state == "running"}
         self.begun = sum(candidate.state not in ("refused", "running") for candidate in history)
         self.next_number = 1 + max((candidate.number for candidate in history), default=-1)
-        for candidate in history:
-            if candidate.state == "running":  # interrupted: proposed again first
-                self.enqueue(candidate.architecture)
-            else:
-                self.study.add_trial(as_trial(space, candidate))
-        for architecture in first:
+        self.study = self._rebuilt()
+        for architecture in [*self.interrupted, *first]:  # what was interrupted goes on before anything else
             self.enqueue(architecture)
+
+    def _rebuilt(self) -> optuna.Study:
+        """What Optuna should know of what has ended and of what runs."""
+        study = new_study(self.sampler, self.seed + len(self.ended))
+        told = telling(self.ended) if self.sampler == "tpe" else self.ended
+        study.add_trials([as_trial(self.space, candidate) for candidate in told])
+        for trial_id, (number, _, architecture) in self.running.items():
+            self.running[trial_id] = (number, len(study.get_trials(deepcopy=False)), architecture)
+            study.add_trial(as_trial(self.space, Candidate(number=number, architecture=architecture, state="running")))
+        return study
 
     def enqueue(self, architecture: Architecture) -> None:
         """Proposes a member of the space before anything that Optuna chooses."""
@@ -93,24 +102,27 @@ class StudySearcher(Searcher):
         for asked in range(MOST_ASKS):
             if self.limit is not None and self.begun >= self.limit:
                 return str(Searcher.FINISHED)
-            is_waiting = bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+            known = self.study.get_trials(deepcopy=False)
+            is_waiting = any(trial.state == TrialState.WAITING for trial in known)
+            if self.sampler == "tpe" and len(known) > 2 * MOST_MODELLED and not is_waiting:
+                self.study = self._rebuilt()
             drawn = None if is_waiting else self._draw()
             if not drawn and not is_waiting:
                 break  # a sampler costs a hundred draws, and asked in vain it grows slower
-            if drawn and (self.is_modelling or asked >= PATIENCE):
+            if drawn and (self.sampler == "gp" or asked >= PATIENCE):
                 self.enqueue(drawn)  # samplers that kept proposing what is known ended searches of small spaces early
             trial = self.study.ask()
             architecture = self.space.architecture(trial)
             if self._worth_starting(trial, architecture):
                 number = self._take_number(architecture)
                 self.begun += 1
-                self.running[trial_id] = (number, trial, architecture)
+                self.running[trial_id] = (number, trial.number, architecture)
                 return self.hooks.started(number, architecture)
         return None if self.running else str(Searcher.FINISHED)
 
     def _draw(self) -> Architecture | None:
         """A member that is neither known nor too dear, random or the most promising of many; None where there seems to be none."""
-        scored = modelled(self.ended) if self.is_modelling else []
+        scored = modelled(self.ended) if self.sampler == "gp" else []
         if len(scored) < FEWEST:
             return next(self._unknown(()), None)
         pool = [*dict.fromkeys(islice(self._unknown([c.architecture for c in scored if c.state == "complete"]), POOL))]
@@ -179,7 +191,19 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def as_trial(space: SearchSpace, candidate: Candidate) -> optuna.trial.FrozenTrial:
+def telling(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of too many, those of the best fronts as half of them, and the latest; not those without scores."""
+    if len(candidates) <= MOST_MODELLED:
+        return [*candidates]
+    candidates = [candidate for candidate in candidates if candidate.state in STATES]
+    complete = [candidate for candidate in candidates if candidate.state == "complete"]
+    ranks = front_ranks(np.array([values_of(candidate.scores) for candidate in complete]).reshape(-1, len(OBJECTIVES)))
+    best = {complete[i].number for i in np.argsort(ranks, kind="stable")[: MOST_MODELLED // 2]}
+    latest = [candidate.number for candidate in candidates if candidate.number not in best][len(best) - MOST_MODELLED :]
+    return [candidate for candidate in candidates if candidate.number in best.union(latest)]
+
+
+def as_trial(space: SearchSpace, candidate: Candidate) -> FrozenTrial:
     """A recorded candidate in Optuna's terms."""
     recorder = _Recorder(candidate.architecture)
     space.architecture(recorder)

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -11,7 +12,8 @@ from ray.tune.search import Searcher
 
 from nas.candidates import Candidate, State, values_of
 from nas.config import Sampler
-from nas.searcher import Hooks, StudySearcher, as_trial
+from nas.pareto import non_dominated
+from nas.searcher import MOST_MODELLED, Hooks, StudySearcher, as_trial, telling
 from search_spaces.architecture import Architecture
 from search_spaces.space import RandomChooser, SearchSpace
 
@@ -188,6 +190,34 @@ def test_a_history_is_rebuilt_and_what_was_interrupted_comes_first() -> None:
     assert driver.begun == {5: past[5].architecture}  # under its number
     searching.on_trial_complete("a", {})
     assert searching.suggest("b") == Searcher.FINISHED  # four of five were begun before the interruption
+
+
+def test_a_long_search_forgets_all_but_the_best_and_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.searcher.MOST_MODELLED", 8)
+    searching = searcher(driver := Driver())
+    assert isinstance(searching.suggest("0"), dict)
+    for trial in range(1, 60):
+        assert isinstance(searching.suggest(str(trial)), dict)
+        trials = searching.study.get_trials(deepcopy=False)
+        assert len(trials) <= 2 * 8 + 1
+        assert sum(found.state == TrialState.RUNNING for found in trials) == 2
+        if trial < 59:
+            searching.on_trial_complete(str(trial - 1), {})
+    assert len({*driver.begun.values()}) == 60
+
+
+def test_what_is_told_of_many_has_their_front() -> None:
+    rng = random.Random(0)
+    every = [
+        replace(history()[0], number=n, scores={"keyword_error": rng.random(), "eer": rng.random(), "latency_ms": 1.0}, rung=1)
+        for n in range(500)
+    ]
+    every[-1] = replace(every[-1], state="refused", scores={})
+    told = telling(every)
+    assert len(told) == MOST_MODELLED and every[-1] not in told and told[-80:] == every[-81:-1]
+    front = non_dominated(np.array([values_of(c.scores) for c in every[:-1]]))
+    assert {c.number for c, best in zip(every[:-1], front, strict=True) if best} <= {c.number for c in told}
+    assert telling(every[:100]) == every[:100]
 
 
 def test_a_recorded_candidate_is_a_trial_that_the_space_reads_back() -> None:
