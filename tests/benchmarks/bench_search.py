@@ -210,12 +210,6 @@ def inheritance() -> dict[str, Any]:
     reached = next((rung for rung in range(rungs) if (scores[rung] <= wanted).all()), None)
     seconds = [np.mean([warm[key].seconds(0, rung + 1) for key in keys]) + recorded()[1] / CANDIDATES for rung in range(rungs)]
     full = float(np.mean([alone[key].full_seconds for key in keys]))
-    taus: dict[str, Any] = {"kendall_tau": {}, "seed_tau": {}}
-    for task, name in enumerate(("keyword_error", "eer")):
-        seeds = [np.array([trained[key].points[-1, task] for key in keys]) for trained in by_seed]
-        short = np.array([warm[key].points[-1 if reached is None else reached, task] for key in keys])
-        taus["kendall_tau"][name] = float(np.mean([kendalltau(short, seed).statistic for seed in seeds]))
-        taus["seed_tau"][name] = float(np.mean([kendalltau(a, b).statistic for a, b in combinations(seeds, 2)]))
     return {
         "compute_ratio": None if reached is None else full / float(seconds[reached]),
         "architectures": len(keys),
@@ -225,8 +219,23 @@ def inheritance() -> dict[str, Any]:
         "full_seconds": full,
         "inherited_seconds": [float(value) for value in seconds],
         "shared_seconds": recorded()[1],
-        **taus,
+        **rankings(by_seed, warm, keys, -1 if reached is None else reached),
     }
+
+
+def rankings(
+    by_seed: Sequence[Mapping[str, Training]], warm: Mapping[str, Training], keys: Sequence[str], reached: int
+) -> dict[str, Any]:
+    """Kendall's tau of errors with shared weights, on the rung that was reached and on each, to those of every seed alone; and of
+    seeds to each other."""
+    taus: dict[str, Any] = {"kendall_tau": {}, "kendall_tau_by_rung": {}, "seed_tau": {}}
+    for task, name in enumerate(("keyword_error", "eer")):
+        seeds = [np.array([trained[key].points[-1, task] for key in keys]) for trained in by_seed]
+        rungs = np.array([warm[key].points[:, task] for key in keys]).T
+        by_rung = [float(np.mean([kendalltau(rung, seed).statistic for seed in seeds])) for rung in rungs]
+        taus["kendall_tau"][name], taus["kendall_tau_by_rung"][name] = by_rung[reached], by_rung
+        taus["seed_tau"][name] = float(np.mean([kendalltau(a, b).statistic for a, b in combinations(seeds, 2)]))
+    return taus
 
 
 def shares_to_reach(curves: Points, value: float) -> Points:
