@@ -137,6 +137,11 @@ class Exploration:
         """The probe's pace, corrected by what the candidates took."""
         return self.pace.corrected(self.seen)
 
+    @property
+    def final_pace(self) -> Pace:
+        """Of finals, never faster than the probe's: they make their own batches, candidates read what others made."""
+        return replace(self.pace, factor=max(1.0, self.learned_pace.factor))
+
     def _lesson(self, candidate: Candidate) -> tuple[float, float]:
         """Wall seconds that a candidate took up to its rung, and what the probe's pace predicted."""
         macs, pace = self._macs(candidate.architecture), replace(self.pace, factor=1.0)

@@ -66,7 +66,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
                 exploration.run(workers)
             check_any_complete(study)
             with progress(console, "finalists and references", in_words) as tick:
-                Finals(context, plan, exploration.learned_pace, budget, workers, tick).run()
+                Finals(context, plan, exploration.final_pace, budget, workers, tick).run()
             fill_up(exploration, budget, workers, console)
             front = report(context, tracking)
             status = "FINISHED"
