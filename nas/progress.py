@@ -44,16 +44,19 @@ def amounts(done: float, total: float, words: Callable[[float], str] | None) -> 
 
 
 def _lines(to: Console, title: str, words: Callable[[float], str] | None) -> Tick:
-    """At most a line a minute, with the time to go by the pace since the first call."""
+    """At most a line a minute, with the time to go by the pace since the first call, or since less was done than before: a title
+    may have several parts, and the pace of a whole first one made minutes of the second's seconds hours."""
     if words is None:
         return lambda done, total: None
     began = printed = time.monotonic()
-    first: float | None = None
+    first, last = 0.0, float("inf")
 
     def tick(done: float, total: float) -> None:
-        nonlocal printed, first
+        nonlocal printed, began, first, last
         now = time.monotonic()
-        first = done if first is None else first
+        if done < last:
+            began, first = now, done
+        last = done
         if now - printed < LINE_SECONDS or done <= first:
             return
         printed = now

@@ -85,7 +85,7 @@ class StudySearcher(Searcher):
     def _rebuilt(self) -> optuna.Study:
         """What Optuna should know of what has ended and of what runs."""
         study = new_study(self.sampler, self.seed + len(self.ended))
-        told = telling(self.ended) if self.sampler == "tpe" else self.ended
+        told = most_telling(self.ended) if self.sampler == "tpe" else self.ended
         study.add_trials([as_trial(self.space, candidate) for candidate in told])
         for trial_id, (number, _, architecture) in self.running.items():
             self.running[trial_id] = (number, len(study.get_trials(deepcopy=False)), architecture)
@@ -191,7 +191,7 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def telling(candidates: Sequence[Candidate]) -> list[Candidate]:
+def most_telling(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Of too many, those of the best fronts as half of them, and the latest; not those without scores."""
     if len(candidates) <= MOST_MODELLED:
         return [*candidates]

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from nas.candidates import Candidate, State, values_of
 from nas.config import Sampler
 from nas.pareto import non_dominated
-from nas.searcher import MOST_MODELLED, Hooks, StudySearcher, as_trial, telling
+from nas.searcher import MOST_MODELLED, Hooks, StudySearcher, as_trial, most_telling
 from search_spaces.architecture import Architecture
 from search_spaces.space import RandomChooser, SearchSpace
 
@@ -213,11 +213,11 @@ def test_what_is_told_of_many_has_their_front() -> None:
         for n in range(500)
     ]
     every[-1] = replace(every[-1], state="refused", scores={})
-    told = telling(every)
+    told = most_telling(every)
     assert len(told) == MOST_MODELLED and every[-1] not in told and told[-80:] == every[-81:-1]
     front = non_dominated(np.array([values_of(c.scores) for c in every[:-1]]))
     assert {c.number for c, best in zip(every[:-1], front, strict=True) if best} <= {c.number for c in told}
-    assert telling(every[:100]) == every[:100]
+    assert most_telling(every[:100]) == every[:100]
 
 
 def test_a_recorded_candidate_is_a_trial_that_the_space_reads_back() -> None:
