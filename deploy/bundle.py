@@ -19,7 +19,7 @@ from typing import Any
 from deploy.export import INPUT, OPSET, OUTPUTS, PARITY_LIMIT, Parity, Windows, export_onnx, parity
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
-from trainers.student import Student, load_student
+from trainers.networks.student import Student, load_student
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"

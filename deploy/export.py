@@ -10,7 +10,7 @@ import torch
 
 from deploy.measure import open_session
 from search_spaces.architecture import Architecture, Geometry
-from trainers.student import Student
+from trainers.networks.student import Student
 
 OPSET = 17
 INPUT = "audio"

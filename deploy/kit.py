@@ -21,7 +21,7 @@ from deploy import measure
 from deploy.export import export_onnx, reference_model
 from deploy.quantize import quantize_dynamic
 from deploy.target import Target
-from trainers.student import Student
+from trainers.networks.student import Student
 
 FOLDER = "srlnas-kit"
 REFERENCE, SCRIPT = "reference.onnx", "measure.py"

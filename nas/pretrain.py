@@ -1,4 +1,4 @@
-"""`srlnas teacher pretrain`: a run of trainers/pretrain.py, its curves in MLflow, and a model card at its end."""
+"""`srlnas teacher pretrain`: a run of `trainers.pretraining`, its curves in MLflow, and a model card at its end."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ import torch
 from rich.console import Console
 
 from deploy.measure import device_facts
-from nas.connection import default_tracking_uri
-from nas.progress import progress
-from nas.tracking import Tracking, open_tracking
+from nas.study.progress import progress
+from nas.tracking.connection import default_tracking_uri
+from nas.tracking.mirror import Tracking, open_tracking
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.corpora import Corpus
-from trainers.dimensions import dimensions
-from trainers.precision import pick_device
-from trainers.pretrain import Pretraining, PretrainRecipe, Watch, pretrain
-from trainers.teacher import load_teacher
-from trainers.teacher_folder import CONFIG
-from trainers.teacher_writer import teacher_shape, write_teacher
+from trainers.learning.precision import pick_device
+from trainers.networks.dimensions import dimensions
+from trainers.pretraining.pretrain import Pretraining, PretrainRecipe, Watch, pretrain
+from trainers.speech.corpora import Corpus
+from trainers.teacher.folder import CONFIG
+from trainers.teacher.teacher import load_teacher
+from trainers.teacher.writer import teacher_shape, write_teacher
 
 EXPERIMENT = "teachers"
 SPENT_FILE = "spent.json"  # seconds and the last values, over all restarts
@@ -77,7 +77,7 @@ def pretrain_teacher(
     """Makes the teacher `out` or continues to; returns the facts of its card. Until it is done the run lives in `out`.pretraining.
 
     start: a HuBERT in a folder, whose weights the run goes on with and whose shape it takes.
-    Raises ValueError when `out` holds a teacher already, and for all that `trainers.pretrain.pretrain` refuses.
+    Raises ValueError when `out` holds a teacher already, and for all that `trainers.pretraining.pretrain.pretrain` refuses.
     """
     if (out / CONFIG).exists():
         raise ValueError(f"{out} holds a teacher already: choose another folder, or remove it")

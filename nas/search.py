@@ -14,27 +14,27 @@ from rich.console import Console
 
 from deploy.measure import device_facts
 from deploy.target import load_target
-from nas import cluster
-from nas.budget import Budget, in_words, parse_budget
-from nas.config import StudyConfig
-from nas.connection import connect as connect_mlflow
-from nas.connection import default_tracking_uri
-from nas.device import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
-from nas.evaluate import Context, cost_of, open_context, space_of
-from nas.explore import Exploration
-from nas.finalise import Finals
-from nas.pace import Pace, measured_gpu_share, probe, sizes
-from nas.plan import SEARCH_SHARE, Plan, check_rungs, make_plan, named_file, resources_of
-from nas.progress import progress
-from nas.publish import log_finals, publish
-from nas.report import build_front, write_report
-from nas.shared import prepare_shared
-from nas.study import Study
-from nas.tracking import Tracking, open_tracking
+from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
+from nas.report.front import build_front, write_report
+from nas.report.publish import log_finals, publish
+from nas.stages.explore import Exploration
+from nas.stages.finalise import Finals
+from nas.stages.pace import Pace, measured_gpu_share, probe, sizes
+from nas.stages.plan import SEARCH_SHARE, Plan, check_rungs, make_plan, named_file, resources_of
+from nas.stages.shared import prepare_shared
+from nas.study.budget import Budget, in_words, parse_budget
+from nas.study.config import StudyConfig
+from nas.study.folder import Study
+from nas.study.progress import progress
+from nas.tracking.connection import connect as connect_mlflow
+from nas.tracking.connection import default_tracking_uri
+from nas.tracking.mirror import Tracking, open_tracking
+from nas.worker import cluster
+from nas.worker.context import Context, cost_of, open_context, space_of
 from search_spaces.catalog import CATALOG, find_space
-from trainers.elastic import check_shared
-from trainers.precision import pick_device
-from trainers.teacher import load_teacher
+from trainers.learning.elastic import check_shared
+from trainers.learning.precision import pick_device
+from trainers.teacher.teacher import load_teacher
 
 PLAN_FILE, PREPARED_FILE = "plan.json", "prepared.json"
 BEFORE_SEARCH = CALIBRATION, PREPARATION, PROBE = "calibration", "preparation", "probe"  # purposes in the ledger

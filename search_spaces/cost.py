@@ -28,7 +28,7 @@ LANES = 16  # channels that onnxruntime's blocked convolutions compute at once, 
 class Cost:
     """One student on one window, batch 1, fp32, without prediction layers (a folded student).
 
-    params: all weights: encoder, keyword head, speaker head. WavLM's gates are counted as `trainers.encoder.Gate` has them.
+    params: all weights: encoder, keyword head, speaker head. WavLM's gates are counted as `trainers.networks.encoder` has them.
     weight_bytes: 4 x (params + constants of the log-mel), the numbers that an exported graph carries. (With WavLM's position
         bias, which no student has, it also carries an index of 8 bytes for each pair of steps.)
     macs: multiply-accumulates of the matrix products and convolutions by kind: half of what
@@ -36,7 +36,7 @@ class Cost:
     vector_macs: of a student, those of its convolutions with channels rounded up to whole vectors of LANES.
     work: of a student, what else takes time: `layers`, and the numbers that operations other than products write: `front` after
         each convolution of the front end, `states` at each layer norm of the transformer, `units`, `softmax`.
-    peak_activation_bytes: the largest sum of tensors alive at one operation of `trainers.student.Student.forward`, in the order
+    peak_activation_bytes: the largest sum of tensors alive at one operation of a student's `forward`, in the order
         in which the code writes them. The window is alive throughout (the caller holds it); every other tensor lives from the
         operation that returns it to the last one that reads it. Views are free, nothing is computed in place, and what a
         kernel allocates inside itself does not count. A runtime that frees a tensor after its last reader needs this much;

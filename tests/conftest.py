@@ -17,11 +17,11 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from nas.connection import ENVIRONMENT
-from trainers.corpora import Corpus, load_corpus
-from trainers.parquet import write_corpus
-from trainers.synthetic import speak_corpus
-from trainers.teacher import Teacher, load_teacher
+from nas.tracking.connection import ENVIRONMENT
+from trainers.speech.corpora import Corpus, load_corpus
+from trainers.speech.parquet import write_corpus
+from trainers.speech.synthetic import speak_corpus
+from trainers.teacher.teacher import Teacher, load_teacher
 
 os.environ.update(ENVIRONMENT)  # before any test imports MLflow, which reads them once
 torch.set_num_threads(1)
@@ -113,7 +113,7 @@ def srlnas() -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line in a folder: fails where the command does, unless `check` is False."""
 
     def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "nas.cli", *arguments]
+        command = [sys.executable, "-m", "nas.cli.main", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=560)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -139,9 +139,9 @@ def known_profile() -> Callable[..., Any]:
     which takes most of a minute. Arguments: teacher, number of students, heads."""
     from deploy.measure import Measurement, device_facts
     from deploy.target import load_target
-    from nas.calibrate import calibration_students
-    from nas.latency import LATENCY_COSTS, latency_counts
-    from nas.profile import KEYWORDS, Profile, Taken
+    from nas.device.calibrate import calibration_students
+    from nas.device.latency import LATENCY_COSTS, latency_counts
+    from nas.device.profile import KEYWORDS, Profile, Taken
     from search_spaces.architecture import Architecture
     from search_spaces.cost import cost
 
@@ -182,7 +182,7 @@ def known_profile() -> Callable[..., Any]:
 @pytest.fixture
 def on_known_machine(known_profile: Callable[..., Any], tmp_path: Path) -> Path:
     """A working folder in which this machine has been profiled for students of the bundled teacher."""
-    from nas.profile import profile_path, write_profile
+    from nas.device.profile import profile_path, write_profile
 
     write_profile(known_profile(load_teacher("mini")), profile_path("host", tmp_path / "profiles"))
     return tmp_path

@@ -25,16 +25,16 @@ from deploy import measure as measuring
 from deploy.export import reference_model
 from deploy.kit import export_precision, hollow
 from deploy.measure import device_facts, digest, measure
-from nas.latency import LATENCY_PRIOR, MEMORY_PRIOR, SURE, latency_counts, memory_counts
-from nas.profile import KEYWORDS
-from nas.regression import Array, fit, most_informative
+from nas.device.latency import LATENCY_PRIOR, MEMORY_PRIOR, SURE, latency_counts, memory_counts
+from nas.device.profile import KEYWORDS
+from nas.device.regression import Array, fit, most_informative
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import find_space
 from search_spaces.cost import cost
 from search_spaces.space import RandomChooser
-from trainers.recipe import Recipe
-from trainers.student import Student
-from trainers.teacher import load_teacher
+from trainers.learning.recipe import Recipe
+from trainers.networks.student import Student
+from trainers.teacher.teacher import load_teacher
 
 WINDOW, PRECISIONS = 16_080, ("fp32", "int8")
 HELD_OUT, POOL, SETS, CHUNK = 60, 90, 20, 10

@@ -12,19 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nas.explore
-from nas import cluster
-from nas.budget import Budget
-from nas.config import StudyConfig
-from nas.device import prepare_device
-from nas.evaluate import open_context, space_of, task_from_json
-from nas.pace import Pace
-from nas.plan import Plan
-from nas.scheduler import RungScheduler
-from nas.searcher import StudySearcher
-from nas.study import create_study
-from nas.tracking import open_tracking
-from trainers.synthetic import speak_corpus
+import nas.stages.explore
+from nas.device.known import prepare_device
+from nas.proposals.scheduler import RungScheduler
+from nas.proposals.searcher import StudySearcher
+from nas.stages.pace import Pace
+from nas.stages.plan import Plan
+from nas.study.budget import Budget
+from nas.study.config import StudyConfig
+from nas.study.folder import create_study
+from nas.tracking.mirror import open_tracking
+from nas.worker import cluster
+from nas.worker.context import open_context, space_of
+from nas.worker.task import task_from_json
+from trainers.speech.synthetic import speak_corpus
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SETTLED = 0.2  # of the candidates, after which memory is compared
@@ -88,10 +89,11 @@ def run(folder: Path, candidates: int) -> dict[str, float]:
         own.wrap(StudySearcher, name)
     for name in ("on_trial_result", "on_trial_error"):
         own.wrap(RungScheduler, name)
-    nas.explore.trainable = trivial
+    nas.stages.explore.trainable = trivial
     pace = Pace(per_clip=1e-6, per_mac=0.0, scored=0, batch=16)
     sizes = list[tuple[int, float]]()
-    exploration = nas.explore.Exploration(context, plan, pace, budget, open_tracking("sqlite:///runs.db", "overhead"), noted(sizes))
+    tracking = open_tracking("sqlite:///runs.db", "overhead")
+    exploration = nas.stages.explore.Exploration(context, plan, pace, budget, tracking, noted(sizes))
     assert space_of(context).size > candidates
     began = time.perf_counter()
     exploration.run(cluster.workers(config, budget))

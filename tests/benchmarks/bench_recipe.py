@@ -19,19 +19,19 @@ import torch
 
 from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
-from trainers.corpora import Corpus, load_corpus
-from trainers.decoding import content_hash
-from trainers.distill import distill
-from trainers.encoder import SpeechEncoder
-from trainers.finetune import finetune
-from trainers.inherit import inherit
-from trainers.metrics import Outcome, Rate, changes, rates
-from trainers.recipe import Recipe
-from trainers.scoring import score
-from trainers.student import Student
-from trainers.targets import Targets, prepare_targets
-from trainers.teacher import Teacher, load_teacher
-from trainers.trials import Trials, load_trials
+from trainers.learning.distill import distill
+from trainers.learning.finetune import finetune
+from trainers.learning.metrics import Outcome, Rate, changes, rates
+from trainers.learning.recipe import Recipe
+from trainers.learning.scoring import score
+from trainers.learning.targets import Targets, prepare_targets
+from trainers.networks.encoder import SpeechEncoder
+from trainers.networks.inherit import inherit
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus, load_corpus
+from trainers.speech.decoding import content_hash
+from trainers.speech.trials import Trials, load_trials
+from trainers.teacher.teacher import Teacher, load_teacher
 
 WINDOW, TARGET_WINDOWS, SEEDS = 16_080, 8_000, (0, 1)
 CPU = torch.device("cpu")

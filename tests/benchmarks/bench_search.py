@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import kendalltau
 
-from nas.candidates import OBJECTIVES, Candidate
-from nas.config import Sampler
-from nas.explore import first_candidates
-from nas.pareto import Points, hypervolume, non_dominated
-from nas.scheduler import Rungs
-from nas.searcher import Hooks, StudySearcher
+from nas.proposals.scheduler import Rungs
+from nas.proposals.searcher import Hooks, StudySearcher
+from nas.stages.explore import first_candidates
+from nas.study.candidates import OBJECTIVES, Candidate
+from nas.study.config import Sampler
+from nas.study.pareto import Points, hypervolume, non_dominated
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import find_space
-from trainers.teacher import load_teacher
+from trainers.teacher.teacher import load_teacher
 
 HERE = Path(__file__).parent
 TABLE, RESULT = HERE / "edge-96/trainings.parquet", HERE / "results/search.json"
@@ -107,7 +107,7 @@ def _training(rungs: Sequence[Mapping[str, Any]]) -> Training:
 
 
 class Replay:
-    """One search on simulated workers: the driver's side of `nas.explore`, its trainings looked up."""
+    """One search on simulated workers: the driver's side of `nas.stages.explore`, its trainings looked up."""
 
     def __init__(self, method: Method, seed: int, budget: float) -> None:
         self.method, self.table, self.budget = method, trainings(method.start), budget

@@ -25,17 +25,17 @@ from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import CATALOG, paper_student
 from search_spaces.cost import cost
 from search_spaces.space import RandomChooser
-from trainers.batches import Augmentation
-from trainers.corpora import Corpus, MappedSamples
-from trainers.distill import distill
-from trainers.encoder import SpeechEncoder
-from trainers.finetune import finetune
-from trainers.inherit import inherit
-from trainers.precision import autocast, pick_device
-from trainers.recipe import Recipe
-from trainers.student import Student
-from trainers.targets import prepare_targets, teacher_states
-from trainers.teacher import Teacher
+from trainers.learning.batches import Augmentation
+from trainers.learning.distill import distill
+from trainers.learning.finetune import finetune
+from trainers.learning.precision import autocast, pick_device
+from trainers.learning.recipe import Recipe
+from trainers.learning.targets import prepare_targets, teacher_states
+from trainers.networks.encoder import SpeechEncoder
+from trainers.networks.inherit import inherit
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus, MappedSamples
+from trainers.teacher.teacher import Teacher
 
 WINDOW = 16_080
 SMALL_MACS = 0.8e9  # of the small student, a second of speech

@@ -3,7 +3,7 @@
 alone: each student by itself, 16 of them with three seeds. warm: each with the weights of one shared student. time: the seconds of
 some updates of each, all on one machine, so that they compare wherever and whenever a training was recorded. measure: latencies, on
 an otherwise idle machine. table: all of it as Parquet. A line a student in a file below OUT; what was interrupted goes on. The
-trainings are the project's own (`nas.evaluate`), on real speech, without Ray.
+trainings are the project's own (`nas.worker.evaluate`), on real speech, without Ray.
 """
 
 import argparse
@@ -22,16 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deploy.kit import hollow
-from nas.budget import append_line, read_lines
-from nas.calibrate import calibrate, measure_students
-from nas.config import StudyConfig
-from nas.evaluate import SHARED_FILE, Task, build_student, distil_shared, evaluate, open_context, task_from_json, task_json
-from nas.progress import console, progress
-from nas.study import Study
+from nas.device.calibrate import calibrate, measure_students
+from nas.study.budget import append_line, read_lines
+from nas.study.config import StudyConfig
+from nas.study.folder import Study
+from nas.study.progress import console, progress
+from nas.worker.context import open_context
+from nas.worker.evaluate import SHARED_FILE, build_student, distil_shared, evaluate
+from nas.worker.task import Task, task_from_json, task_json
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import find_space
-from trainers.recipe import Recipe
-from trainers.teacher import load_teacher
+from trainers.learning.recipe import Recipe
+from trainers.teacher.teacher import load_teacher
 
 SPACE, SEEDS, REPEATED = "edge-96", 3, 16
 RUNGS, REDUCTION, STEPS = 2, 3, 324

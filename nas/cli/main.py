@@ -1,0 +1,245 @@
+"""The command line: thin commands that import late. A user's mistake is one line; --debug shows the traceback."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.data import data_app
+from nas.cli.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe, study_inputs
+from nas.cli.profile import profile_app
+from nas.cli.reproduce import reproduce
+from nas.cli.teacher import teacher_app
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Finds small speech encoders for edge devices."
+)
+app.add_typer(data_app, name="data")
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(profile_app, name="profile")
+app.command()(reproduce)
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def search(
+    budget: Annotated[
+        str | None, typer.Option(help="Resource time: 8gpu-days, 4gpu-hours; default 30cpu-minutes. With --resume: the new total.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
+    ] = None,
+    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
+    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    space: Annotated[str, typer.Option(help="Search space; `srlnas spaces` lists them.")] = "default",
+    target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
+    name: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Refuse slower candidates: 12ms.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Refuse larger candidates: 2M, 300k.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Refuse candidates whose process needs more: 64MB.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Train at most so many candidates.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Distillation and fine-tuning steps of a candidate; default: planned from the budget.")
+    ] = None,
+    rungs: Annotated[
+        int | None, typer.Option(help="Lengths at which candidates may be stopped; default: planned, at most 3.")
+    ] = None,
+    reduction: Annotated[int, typer.Option(help="One in so many goes on to the next rung, which is so many times as long.")] = 3,
+    sampler: Annotated[str, typer.Option(help="What proposes candidates: tpe, nsga2, gp, random.")] = "tpe",
+    warm_start: Annotated[
+        str,
+        typer.Option(help="Begin candidates with a shared student's weights: on, off, auto, or studies/NAME/shared.safetensors."),
+    ] = "auto",
+    finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
+    recipe: RecipeFile = None,
+    batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(help="GPUs of one worker, fractions too; default with a GPU budget: as its memory allows, measured.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of proposals, weights and batches.")] = 0,
+    targets: Annotated[str, typer.Option(help="Teacher states: auto, cached, online.")] = "auto",
+    cache: Annotated[str, typer.Option(help="Folder for decoded audio, teacher states and references.")] = "studies/.cache",
+    resume: Annotated[str | None, typer.Option(help="Continue this study; other options are then its own.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Search for students within a budget and log the front to MLflow."""
+    from nas.search import check_config, check_target
+    from nas.search import search as run_search
+    from nas.study.config import StudyConfig
+    from nas.study.folder import create_study, open_study
+    from nas.study.progress import console
+
+    if resume is not None:
+        study = open_study(resume)
+        if budget is not None:
+            study = study.with_budget(budget)
+    else:
+        budget = budget or "30cpu-minutes"
+        config = StudyConfig(
+            name=name or f"{space}-{time.strftime('%Y%m%d-%H%M%S')}",
+            space=space,
+            **study_inputs(teacher, data, trials, noise, target, cache),
+            budget=budget,
+            max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
+            max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),
+            max_memory=quantity(max_memory, {"kB": 1e3, "MB": 1e6, "GB": 1e9}, "--max-memory"),
+            candidates=candidates,
+            distill_steps=steps,
+            finetune_steps=steps,
+            rungs=rungs,
+            reduction=reduction,
+            sampler=sampler,  # type: ignore[arg-type]  # checked by the configuration
+            warm_start=warm_start,
+            finalists=finalists,
+            targets=targets,  # type: ignore[arg-type]  # checked by the configuration
+            cpus=cpus,
+            gpus=gpus,
+            seed=seed,
+            tracking_uri=tracking_uri,
+            recipe=read_recipe(recipe, batch),
+        )
+        check_config(config, ray_address)
+        check_target(config)
+        study = create_study(config)
+    try:
+        front = run_search(study, console(), ray_address=ray_address)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; the front so far is in {study.folder}/front.json; continue with:")
+        typer.echo(f"  srlnas search --resume {study.config.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    print_front(front)
+    typer.echo(next_steps(study.config.name, study.config.tracking_uri))
+
+
+def print_front(front: dict[str, Any]) -> None:
+    from nas.report.front import rich_table
+    from nas.study.progress import console
+
+    console().print(rich_table(front))
+    for note in front["notes"]:
+        typer.echo(f"- {note}")
+
+
+def next_steps(study: str, tracking_uri: str | None) -> str:
+    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    return (
+        f"\nnext:\n  srlnas ui{server}                        look at the runs and models\n"
+        f"  srlnas front {study}           print this table again\n"
+        f"  srlnas export models:/{study}@knee{server}   write deploy/exports/ for the device"
+    )
+
+
+def quantity(text: str | None, units: dict[str, float], option: str) -> float | None:
+    """`12ms` in the first unit's measure, a bare number too. Raises ValueError on anything else."""
+    if text is None:
+        return None
+    unit = next((unit for unit in sorted(units, key=len, reverse=True) if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{option} is {text!r}; write a number above zero and one of {', '.join(units)}")
+    return value
+
+
+@app.command()
+def front(
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the last.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the front of a study, finished or not."""
+    from nas.report.front import FRONT_FILE, build_front
+    from nas.study.folder import open_study
+
+    opened = open_study(study)
+    written = opened.read_json(FRONT_FILE)
+    content = written if written and written["stage"] == "final" else build_front(opened)
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    print_front(content)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run id, models:/name@alias or models:/name/version.")],
+    name: Annotated[str | None, typer.Option(help="Folder below deploy/exports/; default: the model's name and version.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Export a model for its device, checked against the trained student on real clips."""
+    from nas.report.publish import export_model
+    from nas.tracking.connection import default_tracking_uri
+
+    bundle = export_model(model, name, tracking_uri or default_tracking_uri(), Path("deploy/exports"))
+    parity = bundle.manifest["parity"]
+    difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
+    typer.echo(
+        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
+        f"at most {difference:.1e} over {parity['clips']} clips\ncheck it on a clip of your own:"
+    )
+    typer.echo(f"  {sys.executable} {bundle.folder}/classify.py CLIP.wav")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Open MLflow's pages on this machine alone."""
+    from nas.tracking.connection import ENVIRONMENT, default_tracking_uri, ui_command
+
+    command = ui_command(tracking_uri or default_tracking_uri(), port)
+    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
+
+
+@app.command()
+def spaces(
+    teacher: Annotated[str, typer.Option(help="`mini`, a folder or a hub id: spaces are made from a teacher.")] = "mini",
+) -> None:
+    """List the search spaces with their size and the range of their students."""
+    from rich.table import Table
+
+    from nas.cli.describe import space_rows
+    from nas.study.progress import console
+
+    table = Table(
+        title=f"search spaces for the teacher {teacher}",
+        caption="one window of 1 s, 12 keywords; smallest to largest student by params",
+    )
+    for column in ("space", "architectures", "params, M", "MACs, M"):
+        table.add_column(column, justify="left" if column == "space" else "right")
+    for row in space_rows(teacher):
+        table.add_row(*row)
+    console().print(table)
+
+
+def main() -> None:
+    """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        mine = isinstance(error, ValueError)
+        text = str(error) if mine else f"{type(error).__name__}: {error} (`srlnas --debug ...` shows where)"
+        typer.echo(f"srlnas: {' '.join(text.split())}", err=True)
+        sys.exit(2 if mine else 1)
+
+
+if __name__ == "__main__":
+    main()

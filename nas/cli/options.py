@@ -1,0 +1,61 @@
+"""What several command groups share."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from trainers.learning.recipe import Recipe
+
+Number = TypeVar("Number", int, float)
+
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server or database; default: srlnas.db (sqlite) in the working folder.")
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")
+]
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """`3000,8000` as numbers. Raises ValueError on anything else."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; write numbers with commas, as 3000,8000 or 1,0.9") from None
+
+
+def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
+    """The defaults, changed by a file and by --batch. Raises ValueError on what is not a recipe."""
+    from trainers.learning.recipe import Recipe
+
+    try:
+        fields = tomllib.loads(file.read_text()) if file else {}
+    except FileNotFoundError:
+        raise ValueError(f"there is no recipe {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not TOML: {error}") from None
+    return Recipe.from_dict(fields | ({"batch": batch} if batch is not None else {}))
+
+
+def study_inputs(
+    teacher: str, data: list[str] | None, trials: str | None, noise: str | None, target: str, cache: str
+) -> dict[str, Any]:
+    """The inputs of a study as fields of its configuration, with paths that hold from any folder."""
+    from trainers.teacher.folder import absolute_source
+
+    def absolute(path: str) -> str:
+        return str(Path(path).resolve())
+
+    return {
+        "teacher": absolute_source(teacher),
+        "data": tuple(absolute(path) for path in data or ()),
+        "trials": absolute(trials) if trials else None,
+        "noise": absolute(noise) if noise else None,
+        "target": absolute(target) if target.endswith(".toml") else target,
+        "cache": absolute(cache),
+    }

@@ -1,0 +1,95 @@
+"""`srlnas reproduce`: the paper's table on one's own teacher and speech."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nas.cli.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe, study_inputs
+
+if TYPE_CHECKING:
+    from search_spaces.architecture import Architecture
+
+
+def reproduce(
+    name: Annotated[str, typer.Option(help="Name of the study folder.")] = "paper",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
+    ] = None,
+    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
+    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    student: Annotated[
+        Path | None, typer.Option(help="A trained student's folder, or an architecture as JSON; default: the paper's student.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Fine-tuning steps.")] = 1000,
+    distill_steps: Annotated[int | None, typer.Option(help="Distillation steps; default: as many.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
+    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from.")] = "2e-4,5e-4,1e-3",
+    lengths: Annotated[str, typer.Option(help="The teacher's lengths to choose from, shares of the steps.")] = "0.5,1",
+    recipe: RecipeFile = None,
+    batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
+    target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
+    cpus: Annotated[float, typer.Option(help="CPUs of one worker.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of one worker.")] = 0.0,
+    cache: Annotated[str, typer.Option(help="Folder for decoded audio and teacher states.")] = "studies/.cache",
+    resume: Annotated[str | None, typer.Option(help="Continue this experiment; other options are then its own.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run the paper's experiment: teacher and student, one task, both, frozen, from scratch, and BC-ResNet."""
+    from nas.paper.reproduce import Experiment, new_experiment, read_experiment
+    from nas.paper.reproduce import reproduce as run
+    from nas.search import check_config
+    from nas.study.config import StudyConfig
+    from nas.study.folder import open_study
+    from nas.study.progress import console
+
+    if resume is not None:
+        study = open_study(resume, command="reproduce")
+        experiment = read_experiment(study)
+    else:
+        experiment = Experiment(
+            seeds=seeds,
+            rates=numbers(rates, "--rates", float),
+            lengths=numbers(lengths, "--lengths", float),
+            student=_read_architecture(student) if student else None,
+        )
+        config = StudyConfig(
+            name=name,
+            **study_inputs(teacher, data, trials, noise, target, cache),
+            budget="1gpu-days" if gpus else "1cpu-days",
+            distill_steps=steps if distill_steps is None else distill_steps,
+            finetune_steps=steps,
+            cpus=cpus,
+            gpus=gpus,
+            tracking_uri=tracking_uri,
+            recipe=read_recipe(recipe, batch),
+        )
+        check_config(config, ray_address)
+        study = new_experiment(config, experiment)
+    try:
+        run(study, experiment, console(), ray_address=ray_address)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; continue with:\n  srlnas reproduce --resume {study.config.name}")
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo((study.folder / "paper.md").read_text())
+    typer.echo(f"{study.folder}/paper.md, paper.json; runs in MLflow: srlnas ui")
+
+
+def _read_architecture(path: Path) -> "Architecture":
+    """Raises ValueError where there is none."""
+    from search_spaces.architecture import Architecture
+    from trainers.networks.student import ARCHITECTURE_FILE
+
+    file = path / ARCHITECTURE_FILE if path.is_dir() else path
+    try:
+        fields = json.loads(file.read_text())
+        return Architecture.from_dict(fields.get("architecture", fields))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {file}") from None
+    except (AttributeError, TypeError, KeyError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{file} is no architecture in JSON, nor a student's {ARCHITECTURE_FILE}") from None

@@ -1,0 +1,117 @@
+"""`srlnas teacher`: what a teacher is, what its layers hold, and how to make one."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.options import INTERRUPTED, TrackingUri, numbers
+from nas.cli.probe import probe
+
+teacher_app = typer.Typer(no_args_is_help=True, help="Teachers: check, probe, pretrain.")
+
+
+@teacher_app.command()
+def check(
+    teacher: Annotated[str, typer.Argument(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Load a teacher, run it on a second of noise, and report what it is."""
+    from trainers.teacher.teacher import describe_teacher
+
+    content = describe_teacher(teacher)
+    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(teacher_lines(content)))
+
+
+def teacher_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """`trainers.teacher.teacher.describe_teacher` as lines of text."""
+    c = content
+    layers = ", ".join(map(str, c["predicted_layers"]))
+    norm_order = {"pre": "before", "post": "after"}[c["norm_order"]]
+    assumed = " (assumed: no preprocessor_config.json says so)" if c["normalize_input_assumed"] else ""
+    relative = f"{c['relative_buckets']} buckets up to {c['relative_distance']} frames; students drop it"
+    yield f"{c['teacher']}: {c['family']}, size {c['size']}, digest {c['digest']}, licence {c['licence']}"
+    yield f"params: {c['params']:,} on disk in {', '.join(c['precision'])}; {c['encoder_params']:,} in the encoder"
+    yield f"transformer: {c['layers']} layers of width {c['width']}, {c['heads']} heads, {c['ffn_dim']} feed-forward units"
+    yield f"layer norm: {norm_order} attention and feed-forward"
+    yield f"relative position bias: {relative if c['relative_buckets'] else 'none'}"
+    yield (
+        f"convolutions: {'-'.join(map(str, c['conv_dims']))} channels, {c['conv_norm']} norm, "
+        f"{'with' if c['conv_bias'] else 'without'} bias, {c['frames_per_second']} frames a second"
+    )
+    yield f"input: {'zero mean, unit variance' if c['normalize_input'] else 'as it is'}{assumed}"
+    yield f"students learn: layers {layers}"
+    for name, file in c["files"].items():
+        yield f"file: {name}, {file['bytes']:,} bytes, SHA-256 {file['sha256']}"
+    yield "hidden states on a second of noise: finite"
+
+
+@teacher_app.command()
+def pretrain(
+    out: Annotated[Path, typer.Argument(help="Folder of the teacher to make; until it is done the run lives in OUT.pretraining.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic one.")
+    ] = None,
+    noise: Annotated[Path | None, typer.Option(help="Parquet corpus of background noise.")] = None,
+    shape: Annotated[str, typer.Option(help="`mini`, `base`, `large`, or a folder with a HuBERT's config.json.")] = "mini",
+    start: Annotated[
+        str | None, typer.Option(help="Go on from this teacher's weights and shape: a HuBERT's folder, or `mini`.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Updates of each iteration.")] = "3000,8000",
+    units: Annotated[str, typer.Option(help="K-means units of each iteration: of MFCCs, then of a hidden state.")] = "100,500",
+    layer: Annotated[int | None, typer.Option(help="Whose hidden state gives the later units; default: two thirds up.")] = None,
+    batch: Annotated[int, typer.Option(help="Windows an update.")] = 32,
+    window: Annotated[int, typer.Option(help="Samples of a window.")] = 16_080,
+    rate: Annotated[float, typer.Option(help="AdamW's highest rate.")] = 1e-3,
+    mask_share: Annotated[float, typer.Option(help="Share of frames at which a masked span begins.")] = 0.08,
+    mask_frames: Annotated[int, typer.Option(help="Frames of a masked span.")] = 10,
+    mix_share: Annotated[float, typer.Option(help="Share of windows that another talker is mixed into.")] = 0.0,
+    noise_share: Annotated[
+        float | None, typer.Option(help="Share of windows that noise is mixed into; default: 0.3 with --noise, else 0.")
+    ] = None,
+    speeds: Annotated[str, typer.Option(help="At which every clip is heard.")] = "1,0.9,1.1",
+    seed: Annotated[int, typer.Option(help="Of weights, units and batches.")] = 0,
+    licence: Annotated[str, typer.Option(help="For the model card: what the data allows.")] = "other",
+    cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Make a teacher of one's own speech by HuBERT's recipe. The same command continues a run that was interrupted."""
+    from nas.pretrain import pretrain_teacher
+    from nas.study.progress import console, progress
+    from nas.worker.context import embedded_corpus
+    from trainers.networks.dimensions import dimensions
+    from trainers.pretraining.pretrain import PretrainRecipe
+    from trainers.speech.corpora import load_corpus
+    from trainers.teacher.writer import teacher_shape
+
+    recipe = PretrainRecipe(
+        steps=numbers(steps, "--steps", int),
+        units=numbers(units, "--units", int),
+        layer=layer or max(1, round(dimensions(*teacher_shape(start or shape))[0].depth * 2 / 3)),
+        batch=batch,
+        window=window,
+        rate=rate,
+        mask_share=mask_share,
+        mask_frames=mask_frames,
+        mix_share=mix_share,
+        noise_share=noise_share if noise_share is not None else 0.3 if noise else 0.0,
+        speeds=numbers(speeds, "--speeds", float),
+        seed=seed,
+    )
+    with progress(console(), "decoding") as tick:
+        corpus = load_corpus(data or [embedded_corpus(cache)], cache, tick)
+        noises = load_corpus([noise], cache) if noise else None
+    try:
+        facts = pretrain_teacher(
+            out, corpus, noises, recipe, shape=shape, start=start, licence=licence, tracking_uri=tracking_uri, console=console()
+        )
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the same command continues from the last checkpoint")
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(f"{out}: a teacher after {facts['hours']:.2f} hours; look at it with:\n  srlnas teacher check {out}")
+    typer.echo(f"  srlnas teacher probe {out}\n  srlnas search --teacher {out}")
+
+
+teacher_app.command()(probe)

@@ -1,0 +1,1 @@
+"""What a student will need on a device: measured, predicted, scaled."""

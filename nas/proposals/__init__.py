@@ -1,0 +1,1 @@
+"""Which student is tried next, and which goes on."""

@@ -1,0 +1,1 @@
+"""What a reader and MLflow get to see of a study."""

@@ -1,0 +1,141 @@
+"""The mirror in MLflow: finals as runs, front members as models and registered versions with their aliases."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.bundle import Bundle, write_bundle
+from deploy.target import load_target
+from nas.report.front import Member
+from nas.stages.finalise import Final, read_finals
+from nas.study.folder import Study
+from nas.tracking.mirror import Tracking
+from nas.tracking.registry import resolve_model
+from nas.worker.context import Context
+from trainers.learning.batches import cut, window_starts
+from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
+
+MODEL_FILE, CLIPS_FILE = "model.json", "clips.npy"
+PARITY_CLIPS = 32
+FULL_SCALE = 32767
+
+
+def log_finals(study: Study, tracking: Tracking) -> dict[str, str]:
+    """Every training at full length as a child run; returns run ids by name."""
+    return {final.name: _log_final(final, tracking) for final in read_finals(study) if final.scores or final.error}
+
+
+def _log_final(final: Final, tracking: Tracking) -> str:
+    return tracking.log_run(
+        final.name,
+        kind="finalist" if final.role == "finalist" else "reference",
+        params={
+            **json.loads(final.architecture.to_json()),
+            "start": final.start,
+            "distill_steps": final.distill_steps,
+            "finetune_steps": final.finetune_steps,
+        },
+        metrics=final.scores,
+        tags={"role": final.role, "latency_kind": final.latency_kind, **({"error": final.error} if final.error else {})},
+        status="FAILED" if final.error else "FINISHED",
+    )
+
+
+def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+    """The front on the parent run, and each member as a version of the registered model named like the study."""
+    study = context.study
+    for member in front["members"]:
+        with tempfile.TemporaryDirectory() as folder:
+            _fill_model_folder(context, front, member, Path(folder))
+            model_id = tracking.log_model(member["run_id"], member["name"], Path(folder), metrics=member["scores"])
+        tracking.register(
+            study.config.name,
+            model_id,
+            aliases=member["aliases"],
+            tags={
+                **member["scores"],
+                "target": context.target.name,
+                "latency_kind": member["latency_kind"],
+                "synthetic": front["synthetic"],
+                "candidate": member["candidate"],
+            },
+            description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name} "
+            f"({member['latency_kind']})",
+        )
+    tracking.log_front(
+        front, plots=pictures, metrics={"hypervolume": front["hypervolume"] or 0.0, "members": len(front["members"])}
+    )
+
+
+def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Member, folder: Path) -> None:
+    """The student, what it scored and where it comes from, and a few real windows on which an export is checked."""
+    student = context.study.weights_folder(member["name"])
+    for name in (ARCHITECTURE_FILE, WEIGHTS_FILE):
+        shutil.copyfile(student / name, folder / name)
+    np.save(folder / CLIPS_FILE, parity_clips(context))
+    content = {
+        "scores": member["scores"],
+        "latency": {
+            "milliseconds": member["scores"]["latency_ms"],
+            "low": member["scores"]["latency_low"],
+            "high": member["scores"]["latency_high"],
+            "how": member["latency_kind"],
+            **{name: value for name, value in member["scores"].items() if name.startswith("predicted_latency_")},
+            "memory_bytes": member["scores"]["memory_bytes"],
+        },
+        "target": context.study.config.target,
+        "synthetic": front["synthetic"],
+        "provenance": {
+            "study": context.study.config.name,
+            "member": member["name"],
+            "candidate": member["candidate"],
+            "run_id": member["run_id"],
+            "teacher": {"name": context.teacher.name, "digest": context.teacher.digest},
+            "corpus": {"files": [Path(path).name for path in context.study.config.data], "digest": context.corpus.digest},
+            "steps": member["steps"],
+            "seed": context.study.config.seed,
+            "srlnas": version("srlnas"),
+            "machine": front["machine"],
+        },
+    }
+    (folder / MODEL_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def parity_clips(context: Context) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """(PARITY_CLIPS, window) int16: windows of validation clips, spread over the split."""
+    rows = context.corpus.rows("val", with_keyword=True)
+    picked = rows[np.linspace(0, len(rows) - 1, min(PARITY_CLIPS, len(rows))).astype(int)]
+    window = context.target.window
+    cuts = [cut(context.corpus, int(row), window_starts(context.corpus.length(int(row)), window)[0], window) for row in picked]
+    return np.round(np.stack(cuts) * FULL_SCALE).astype(np.int16)
+
+
+def export_model(model: str, name: str | None, tracking_uri: str, exports: Path) -> Bundle:
+    """Fetches a model from MLflow and writes it as a bundle below `exports`.
+
+    Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = resolve_model(model, tracking_uri, folder=Path(folder))
+        default = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.name
+        try:
+            content = json.loads((resolved.folder / MODEL_FILE).read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
+        clips = np.load(resolved.folder / CLIPS_FILE, allow_pickle=False).astype(np.float32) / FULL_SCALE
+        return write_bundle(
+            resolved.folder,
+            exports / (name or default),
+            target=load_target(content["target"]),
+            clips=clips,
+            synthetic=content["synthetic"],
+            scores=content["scores"],
+            latency=content["latency"],
+            provenance=content["provenance"],
+        )

@@ -1,0 +1,1 @@
+"""The steps of a search: plan, shared student, exploration, finalists."""

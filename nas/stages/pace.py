@@ -1,0 +1,142 @@
+"""How long a training takes on this machine: measured once by a few updates, corrected by what candidates took."""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from nas.worker.context import Context, context_of, cost_of, space_of
+from nas.worker.evaluate import build_student, train
+from nas.worker.task import Lengths, Task
+from search_spaces.architecture import Baseline, Network
+from search_spaces.catalog import paper_student
+from search_spaces.space import RandomChooser, SearchSpace
+from trainers.learning.sandwich import sandwich
+
+BASE_SECONDS = 10.0  # of a training beside its updates: building, scoring's set-up, saving; corrected by what is seen
+DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
+TYPICAL_DRAWS = 64
+PROBE_STEPS = 2
+CUDA_BYTES = 6e8  # of a process that has a CUDA context, beside torch's own memory
+MOST_ON_A_GPU = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Predicted wall seconds of one training on one worker: base + (per_clip + per_mac x MACs) x clips, times `factor`.
+
+    A clip that is trained on counts once, a clip that is scored a third: it needs no backward pass.
+    """
+
+    per_clip: float
+    per_mac: float
+    scored: int
+    batch: int
+    factor: float = 1.0
+
+    def seconds(self, macs: float, distill_steps: int, finetune_steps: int) -> float:
+        return self.rung(macs, [(distill_steps, finetune_steps)], 0)
+
+    def rung(self, macs: float, lengths: Lengths, rung: int) -> float:
+        """Of the rung alone (from 0), whose distillation goes on from the one before."""
+        distilled = lengths[rung - 1][0] if rung else 0
+        clips = (lengths[rung][0] - distilled + 2 * lengths[rung][1]) * self.batch + self.scored / 3
+        return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
+
+    def updates(self, macs: float, members: int, steps: int) -> float:
+        """Of so many steps that train several members, of so many MACs together, on one batch."""
+        return self.factor * (self.per_clip * members + self.per_mac * macs) * self.batch * steps
+
+    def rungs(self, macs: float, lengths: Lengths, first: int = 0) -> float:
+        """Of all rungs from the first on."""
+        return sum(self.rung(macs, lengths, rung) for rung in range(first, len(lengths)))
+
+    def expected(self, macs: float, lengths: Lengths, reduction: int) -> float:
+        """Of a candidate on average, where 1/reduction of those on a rung goes on."""
+        return math.fsum(self.rung(macs, lengths, rung) / reduction**rung for rung in range(len(lengths)))
+
+    def corrected(self, seen: Iterable[tuple[float, float]]) -> "Pace":
+        """With the median of seen over predicted seconds, pairs (seen, predicted by this pace without its factor)."""
+        ratios = [actual / predicted for actual, predicted in seen]
+        factor = statistics.median(ratios) if ratios else self.factor
+        return Pace(per_clip=self.per_clip, per_mac=self.per_mac, scored=self.scored, batch=self.batch, factor=factor)
+
+
+def probe(context: Context, space: SearchSpace) -> Pace:
+    """Times a few updates of the smallest student, the paper's student and the teacher's size on this machine."""
+    teacher = context.teacher
+    rows, times = [], []
+    for architecture in (space.smallest(teacher.geometry), paper_student(teacher.architecture), space.largest(teacher.geometry)):
+        student = build_student(context, architecture, "random", distilled=True)
+        for steps in (1, PROBE_STEPS):  # the first compiles kernels and fills caches
+            task = _probe_task(steps)
+            started = time.monotonic()
+            next(train(context, student, task))
+        seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.recipe.batch)
+        rows.append([1.0, cost_of(context, architecture).total_macs])
+        times.append(seconds)
+    scale = np.array(times)[:, None]
+    (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
+    splits = [context.corpus.rows("val", with_keyword=True), context.trials["val"].enrol, context.trials["val"].test]
+    scored = len(np.unique(np.concatenate(splits)))
+    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, batch=context.study.config.recipe.batch)
+
+
+def _probe_task(steps: int) -> Task:
+    return Task(study="", name="", architecture="", start="random", distill_steps=steps, finetune_steps=steps, splits=(), seed=0)
+
+
+def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:
+    """Mean MACs of random members of the space."""
+    chooser = RandomChooser(random.Random(seed))
+    draws = [space.architecture(chooser) for _ in range(TYPICAL_DRAWS)]
+    return statistics.fmean(cost_of(context, architecture).total_macs for architecture in draws)
+
+
+def measured_gpu_share(study: str) -> float:
+    """Of a GPU for one worker, by the memory that updates of the largest student took; runs where there is one."""
+    context = context_of(study)
+    student = build_student(context, space_of(context).largest(context.teacher.geometry), "random", distilled=True)
+    torch.cuda.reset_peak_memory_stats()
+    next(train(context, student, _probe_task(PROBE_STEPS)))
+    return gpu_share(torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory)
+
+
+def gpu_share(peak: float, total: float) -> float:
+    """One over as many workers as fit, each of `peak` bytes and what CUDA itself holds, into nine tenths of a GPU."""
+    return 1 / min(MOST_ON_A_GPU, max(1, int(0.9 * total / (peak + CUDA_BYTES))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """MACs: of a typical candidate, of the smallest one, of the members together that a step of the shared student trains, and of
+    each reference."""
+
+    typical: float
+    smallest: float
+    sandwich: float
+    references: tuple[float, ...]
+
+
+def training_macs(context: Context, architecture: Network) -> float:
+    """MACs as `Pace` counts them."""
+    return cost_of(context, architecture).total_macs * (DEPTHWISE if isinstance(architecture, Baseline) else 1.0)
+
+
+def sizes(context: Context, space: SearchSpace) -> Sizes:
+    teacher = context.teacher
+    references: tuple[Network, ...] = (teacher.architecture, paper_student(teacher.architecture), Baseline())
+    return Sizes(
+        typical=typical_macs(context, space, context.study.config.seed),
+        smallest=training_macs(context, space.smallest(teacher.geometry)),
+        sandwich=statistics.fmean(
+            sum(training_macs(context, a) for a in sandwich(space, 0, step)) for step in range(TYPICAL_DRAWS)
+        ),
+        references=tuple(training_macs(context, network) for network in references),
+    )

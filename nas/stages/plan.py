@@ -1,0 +1,217 @@
+"""What a budget buys: how it is split into a shared student, candidates, finalists and references, and how long each is trained."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nas.stages.pace import Pace, Sizes
+from nas.study.budget import Budget, in_words
+from nas.study.config import StudyConfig
+from nas.worker.task import Lengths, rung_lengths
+from trainers.learning.sandwich import distilled_steps
+
+SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
+FEWEST_STEPS, MOST_STEPS = 20, 5000
+MOST_FULL_STEPS = 20_000
+SAFETY = 1.15  # a training is begun only where this much of its predicted time is left
+FINAL_SAFETY = 1.05  # of finalists and references, whose time is known better: candidates have corrected the pace
+SHORTEST_RUNG, MOST_RUNGS = 50, 3  # steps: at half as many, keyword errors on real speech are those of chance
+WORTH_STOPPING = 0.5  # of a candidate's cost without rungs, at most: those that are stopped are sometimes the wrong ones
+FEWEST_FINALISTS = 3
+SPARED = 3  # a candidate that begins with a shared student's weights is as good after a third of the steps of fine-tuning
+SHARED_LENGTH = 12  # steps of the shared student over those of a candidate that begins with its weights
+MOST_CANDIDATES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """distill_steps, finetune_steps: of the last rung. candidates: expected, most of them stopped early. finalists: expected.
+    shared_steps: of the shared student, 0 without one. shared_seconds, search_seconds, final_seconds: resource-seconds for it, for
+    candidates, and for finalists and references."""
+
+    distill_steps: int
+    finetune_steps: int
+    rungs: int
+    reduction: int
+    candidates: int
+    finalists: int
+    shared_steps: int
+    shared_seconds: float
+    search_seconds: float
+    final_seconds: float
+
+    @property
+    def full_steps(self) -> int:
+        """The fewest of finalists and references: a candidate's, or what it would need without a shared student's weights."""
+        return self.finetune_steps * (SPARED if self.shared_steps else 1)
+
+    def lengths(self) -> Lengths:
+        return rung_lengths(self.distill_steps, self.finetune_steps, self.rungs, self.reduction)
+
+
+def wanted_candidates(seconds: float) -> int:
+    """How many candidates a search should see before its trainings grow longer: 16 in a few minutes, 200 in days."""
+    return min(200, max(16, round(16 * math.sqrt(seconds / 600))))
+
+
+def resources_of(config: StudyConfig, budget: Budget) -> float:
+    """What one worker holds of the budget's resource."""
+    return config.gpus if budget.resource == "gpu" else config.cpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Predicted resource-seconds by `steps`, those of a candidate's last rung where the configuration names none. warm: candidates
+    begin with a shared student's weights and are not distilled."""
+
+    config: StudyConfig
+    resources: float
+    pace: Pace
+    sizes: Sizes
+    warm: bool
+
+    def lengths(self, steps: int) -> Lengths:
+        config = self.config
+        if self.warm:
+            distill, shortest = 0, SHORTEST_RUNG // SPARED
+            finetune = config.finetune_steps or max(shortest, steps // SPARED)
+        else:
+            distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
+        if config.rungs:
+            return rung_lengths(distill, finetune, config.rungs, config.reduction)
+        whole, *cut = [rung_lengths(distill, finetune, rungs, config.reduction) for rungs in range(1, MOST_RUNGS + 1)]
+        telling = [lengths for lengths in cut if min(steps for steps in lengths[0] if steps) >= shortest]
+        cheapest = min(telling, key=self.expected, default=whole)
+        return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(whole) else whole
+
+    def expected(self, lengths: Lengths) -> float:
+        """Resource-seconds of a typical candidate on average: most are stopped early."""
+        return self.resources * self.pace.expected(self.sizes.typical, lengths, self.config.reduction)
+
+    def shared_steps(self, steps: int) -> int:
+        return SHARED_LENGTH * self.lengths(steps)[-1][1] if self.warm else 0
+
+    def shared(self, steps: int) -> float:
+        """Of the shared student, two updates a step of fine-tuning and one a step of distillation; its file may also be there."""
+        is_there = named_file(self.config.warm_start) is not None
+        updates = 2 * self.shared_steps(steps) + distilled_steps(self.shared_steps(steps))
+        return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, updates)
+
+    def candidate(self, steps: int) -> float:
+        return self.expected(self.lengths(steps))
+
+    def finals(self, steps: int, finalists: int) -> float:
+        """Of references and finalists at a candidate's length, one more of them from scratch."""
+        macs = (*self.sizes.references, *[self.sizes.typical] * (finalists + 1))
+        distill, finetune = self.config.distill_steps or steps, self.config.finetune_steps or steps
+        return SAFETY * self.resources * sum(self.pace.seconds(m, distill, finetune) for m in macs)
+
+    def least(self, steps: int) -> float:
+        """Of a search that trains one candidate, which is the smallest."""
+        smallest = SAFETY * self.resources * self.pace.rungs(self.sizes.smallest, self.lengths(steps)) + self.shared(steps)
+        return max(smallest / SEARCH_SHARE, self.finals(steps, 1) / (1 - SEARCH_SHARE))
+
+    def longest(self, left: float) -> int:
+        """Steps that let a search with so much left see enough candidates and train some finalists."""
+        search = left * SEARCH_SHARE
+        wanted = min(self.config.candidates or math.inf, wanted_candidates(search))
+        finalists = min(self.config.finalists, FEWEST_FINALISTS)
+        fewest = check_rungs(self.config)
+        return max(
+            (
+                steps
+                for steps in steps_between(fewest, MOST_STEPS)
+                if self.shared(steps) + self.candidate(steps) * wanted <= search and self.finals(steps, finalists) <= left - search
+            ),
+            default=fewest,
+        )
+
+
+def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, sizes: Sizes) -> Plan:
+    """Splits what is left of the budget, and trains candidates as long as lets the search see enough of them and some finalists.
+
+    Steps and rungs that the configuration names stay. Raises ValueError, saying what it would take, when the budget buys not one
+    candidate and its references, or not the rungs.
+    """
+    left = max(0.0, budget.seconds - spent)
+    costs = Costs(config=config, resources=resources_of(config, budget), pace=pace, sizes=sizes, warm=False)
+    costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
+    least = costs.least(check_rungs(config))
+    if least > left:
+        raise ValueError(
+            f"the budget of {budget} buys not one candidate with its references here: {in_words(spent)} went into preparation and "
+            f"{in_words(least)} more are needed; give at least {math.ceil((spent + least) / 60)}{budget.resource}-minutes, "
+            "or fewer steps or rungs"
+        )
+    search, steps = left * SEARCH_SHARE, costs.longest(left)
+    distill_steps, finetune_steps = costs.lengths(steps)[-1]
+    finalists = [n for n in range(1, config.finalists + 1) if costs.finals(steps, n) <= left - search]
+    return Plan(
+        distill_steps=distill_steps,
+        finetune_steps=finetune_steps,
+        rungs=len(costs.lengths(steps)),
+        reduction=config.reduction,
+        candidates=max(1, min(config.candidates or MOST_CANDIDATES, number_of_candidates(costs, left, steps))),
+        finalists=max(finalists, default=1),
+        shared_steps=costs.shared_steps(steps),
+        shared_seconds=costs.shared(steps),
+        search_seconds=search - costs.shared(steps),
+        final_seconds=left - search,
+    )
+
+
+def number_of_candidates(costs: Costs, left: float, steps: int) -> int:
+    return int((left * SEARCH_SHARE - costs.shared(steps)) / costs.candidate(steps))
+
+
+def pays(cold: Costs, left: float) -> bool:
+    """Whether a shared student leaves more for candidates than it costs: by not distilling each of as many as there would be."""
+    steps, warm = cold.longest(left), replace(cold, warm=True)
+    count = min(cold.config.candidates or MOST_CANDIDATES, number_of_candidates(cold, left, steps))
+    return warm.shared(steps) < count * (cold.candidate(steps) - warm.candidate(steps))
+
+
+def named_file(warm_start: str) -> Path | None:
+    """Weights that a configuration names instead of on, off or auto."""
+    return None if warm_start in ("on", "off", "auto") else Path(warm_start)
+
+
+def check_rungs(config: StudyConfig) -> int:
+    """The fewest steps of the last rung. Raises ValueError where steps that are named have no room for the rungs that are."""
+    factor: int = config.reduction ** ((config.rungs or 1) - 1)
+    named = [steps for steps in (config.distill_steps, config.finetune_steps) if steps]
+    if named and min(named) < factor:
+        raise ValueError(
+            f"{config.rungs} rungs, each {config.reduction} times as long as the one before, do not fit into {min(named)} steps: "
+            f"the last needs at least {factor}; give more steps or fewer rungs"
+        )
+    if not named and FEWEST_STEPS * factor > MOST_STEPS:
+        raise ValueError(
+            f"{config.rungs} rungs, each {config.reduction} times as long as the one before, end at {FEWEST_STEPS * factor:,} "
+            f"steps or more, and a candidate trains at most {MOST_STEPS:,}; give fewer rungs or a smaller reduction"
+        )
+    return FEWEST_STEPS * factor
+
+
+def steps_between(fewest: int, most: int) -> Sequence[int]:
+    """Round numbers of steps, each some 10 % above the one before, so that similar budgets train equally long."""
+    steps = {fewest, most}
+    value = float(fewest)
+    while value < most:
+        digits = 10 ** max(0, int(math.log10(value)) - 1)
+        steps.add(min(most, round(value / digits) * digits))
+        value *= 1.1
+    return sorted(steps)
+
+
+def full_steps(seconds: float, resources: float, pace: Pace, macs: Sequence[float], plan: Plan, full_length: float) -> int:
+    """Steps of each finalist and reference (their MACs) that fit into the resource-seconds left, `full_length` times a
+    candidate's at most; 0 when not even a candidate's length fits. The final length is never below a candidate's."""
+    most = min(MOST_FULL_STEPS, round(full_length * plan.full_steps))
+    fitting = [
+        steps
+        for steps in {*steps_between(plan.full_steps, max(most, plan.full_steps))}
+        if FINAL_SAFETY * resources * sum(pace.seconds(m, steps, steps) for m in macs) <= seconds
+    ]
+    return max(fitting, default=0)

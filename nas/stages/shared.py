@@ -1,0 +1,57 @@
+"""The shared student of a study: whether it pays, and how it is made. Candidates that begin with its weights are not distilled."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from nas.stages.plan import Plan, named_file
+from nas.worker.cluster import run_tasks, train_shared
+from nas.worker.context import Context, space_of
+from nas.worker.evaluate import SHARED_FILE
+from trainers.learning.elastic import check_shared
+from trainers.learning.resume import read_position
+
+SPENT_ON = "shared student"
+
+
+def prepare_shared(context: Context, plan: Plan, resources: float, tick: Callable[[float, float], None]) -> None:
+    """Makes it, where the plan has one and the study folder has not: from the file that was named, from what another study of the
+    same teacher, corpus, space and recipe left in the cache, or in a worker, and charged.
+
+    Raises ValueError when the named file is of another space, teacher or recipe, and when its distillation failed.
+    """
+    study, path = context.study, context.study.folder / SHARED_FILE
+    if not plan.shared_steps or read_position(path).get("tuned", 0) >= plan.shared_steps:
+        return
+    named = named_file(study.config.warm_start)
+    source = named or cached_file(context, plan.shared_steps)
+    if source.is_file():
+        check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
+        shutil.copy(source, path)
+        return
+    seconds, wanted = 0.0, plan.shared_seconds
+
+    def charge(_: int, wall: float) -> None:
+        nonlocal seconds
+        seconds += wall * resources
+        study.ledger.charge(SPENT_ON, wall * resources)
+        tick(seconds, max(wanted, seconds))
+
+    task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps})
+    reports = run_tasks([0], lambda _: task, study.config, 1, function=train_shared, charge=charge, tick=lambda _: None)
+    for _, report in reports:
+        if "error" in report:
+            raise ValueError(
+                f"the shared student was not distilled: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "
+                "a search with --warm-start off does without it"
+            )
+    source.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, source)
+
+
+def cached_file(context: Context, steps: int) -> Path:
+    config = context.study.config
+    what = [config.space, context.teacher.digest, context.corpus.digest, context.batches.name, config.seed, steps]
+    return Path(config.cache) / "shared" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

@@ -1,0 +1,110 @@
+"""Everything that a search was asked for: one frozen record, written to the study's `study.toml`."""
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from trainers.learning.recipe import Recipe
+from trainers.learning.targets import Mode
+
+Sampler = Literal["tpe", "nsga2", "gp", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: `mini`, a folder or a hub id.
+
+    data: Parquet corpora, together one; empty for the embedded default. trials, noise: Parquet, or none.
+    budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
+    candidates: at most so many. distill_steps, finetune_steps: of a candidate on its last rung, rungs: lengths at which it may be
+    stopped, each `reduction` times as long as the one before; planned from the budget when None.
+    sampler: of `nas.proposals.searcher`.
+    warm_start: whether candidates begin with the weights of a shared student: on, off, auto, or the file of another study's.
+    full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
+    target_windows: at most so many windows of teacher states. cpus, gpus: of one worker; with a budget of
+    GPUs, 0 is a share of one that is measured.
+    cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
+    recipe: how everything is trained, a table of its own in the file.
+    """
+
+    name: str
+    space: str = "default"
+    teacher: str = "mini"
+    data: tuple[str, ...] = ()
+    trials: str | None = None
+    noise: str | None = None
+    target: str = "host"
+    budget: str = "30cpu-minutes"
+    max_latency_ms: float | None = None
+    max_params: float | None = None
+    max_memory: float | None = None
+    candidates: int | None = None
+    distill_steps: int | None = None
+    finetune_steps: int | None = None
+    rungs: int | None = None
+    reduction: int = 3
+    sampler: Sampler = "tpe"
+    warm_start: str = "auto"
+    full_length: float = 3.0
+    finalists: int = 6
+    targets: Mode = "auto"
+    target_windows: int = 8000
+    cpus: float = 1.0
+    gpus: float = 0.0
+    seed: int = 0
+    tracking_uri: str | None = None
+    cache: str = "studies/.cache"
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for name, least in (("full_length", 1), ("reduction", 2), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}")
+        for name in ("candidates", "distill_steps", "finetune_steps", "rungs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+        for name, kinds in (("targets", Mode), ("sampler", Sampler)):
+            if (value := getattr(self, name)) not in get_args(kinds):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")
+        if self.recipe.frozen or not (self.recipe.keywords and self.recipe.speakers):
+            raise ValueError(
+                "a study trains whole students for both tasks: leave keywords, speakers and frozen out of the recipe; "
+                "`srlnas reproduce` compares them"
+            )
+
+    def write(self, path: Path) -> None:
+        """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        recipe = fields.pop("recipe")
+        lines = [*_toml(fields), "", "[recipe]", *_toml(recipe)]
+        path.write_text("\n".join(lines) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises ValueError on a file that is not TOML or has a field that no study has."""
+        try:
+            fields: dict[str, Any] = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
+        recipe = Recipe.from_dict(fields.get("recipe", {}))
+        return cls(**{**fields, "data": tuple(fields.get("data", ())), "recipe": recipe})
+
+
+def _toml(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+
+
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"the name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+        )

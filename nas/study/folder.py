@@ -1,0 +1,115 @@
+"""The study folder: what was asked (study.toml), what happened (candidates.jsonl, ledger.jsonl), what came out (front.json)."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nas.study.budget import Ledger, append_line, parse_budget, read_lines
+from nas.study.candidates import Candidate
+from nas.study.config import StudyConfig, check_name
+
+STUDIES = Path("studies")
+EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A folder with its configuration. The files are the truth; of them the ledger's totals alone are kept in memory."""
+
+    folder: Path
+    config: StudyConfig
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger.jsonl")
+
+    def with_budget(self, budget: str) -> "Study":
+        """The study with another total budget, written down. Raises ValueError when it does not parse."""
+        parse_budget(budget)
+        return self.changed(budget=budget)
+
+    def changed(self, **fields: Any) -> "Study":
+        """The study with other values in its configuration, written down."""
+        config = replace(self.config, **fields)
+        config.write(self.folder / "study.toml")
+        return Study(folder=self.folder, config=config)
+
+    def record(self, candidate: Candidate) -> None:
+        """Appends a change of state. The driver alone calls this."""
+        append_line(self.folder / "candidates.jsonl", candidate.to_json())
+
+    def candidates(self) -> list[Candidate]:
+        """Every candidate in its last recorded state, in order of number. One left `running` was interrupted."""
+        latest = {candidate.number: candidate for candidate in self.history()}
+        return [latest[number] for number in sorted(latest)]
+
+    def history(self) -> Iterator[Candidate]:
+        """Every recorded change of state, in order: what each candidate scored on each of its rungs."""
+        return map(Candidate.from_dict, read_lines(self.folder / "candidates.jsonl"))
+
+    def weights_folder(self, name: str) -> Path:
+        return self.folder / "students" / name
+
+    def read_json(self, name: str) -> Any:
+        """The file's content, None where there is none yet."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Whole or not at all."""
+        unfinished = self.folder / f".{name}"
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        unfinished.replace(self.folder / name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raises ValueError while another process runs this study."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"another process is running the study {self.config.name}") from None
+            yield
+
+
+def create_study(config: StudyConfig, studies: Path = STUDIES) -> Study:
+    """Raises ValueError when a study of that name exists."""
+    folder = studies / config.name
+    if folder.exists():
+        raise ValueError(f"the study {config.name} exists; {_to_continue(folder)} or choose another --name")
+    folder.mkdir(parents=True)
+    config.write(folder / "study.toml")
+    return Study(folder=folder, config=config)
+
+
+def open_study(name: str | None = None, studies: Path = STUDIES, command: str = "search") -> Study:
+    """The study of that name, without one the last that the command began. Raises ValueError where there is none."""
+    known = sorted(
+        (path.parent for path in studies.glob("*/study.toml")), key=lambda folder: (folder / "study.toml").stat().st_mtime
+    )
+    if name is not None:
+        check_name(name)
+    wanted = [folder for folder in known if (folder.name == name if name else command_of(folder) == command)]
+    if not wanted:
+        what = f"there is no study {name!r} in {studies}/" if name else f"there is no study in {studies}/"
+        raise ValueError(f"{what}; known: {', '.join(folder.name for folder in known) or 'none, begin one with `srlnas search`'}")
+    if command_of(wanted[-1]) != command:
+        raise ValueError(f"the study {name} is not of `srlnas {command}`; {_to_continue(wanted[-1])}")
+    return open_folder(wanted[-1])
+
+
+def command_of(folder: Path) -> str:
+    return "reproduce" if (folder / EXPERIMENT_FILE).is_file() else "search"
+
+
+def _to_continue(folder: Path) -> str:
+    return f"continue it with `srlnas {command_of(folder)} --resume {folder.name}`"
+
+
+def open_folder(folder: Path) -> Study:
+    return Study(folder=folder, config=StudyConfig.read(folder / "study.toml"))

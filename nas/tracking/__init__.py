@@ -1,0 +1,1 @@
+"""MLflow: reached, written, read."""

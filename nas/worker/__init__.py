@@ -1,0 +1,1 @@
+"""One training, as it runs on any node."""

@@ -1,0 +1,142 @@
+"""What every training of a study shares, opened once a worker process."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.target import Target, load_target
+from nas.device.known import is_prepared, study_device
+from nas.device.profile import Device
+from nas.study.config import StudyConfig
+from nas.study.folder import Study, open_folder
+from search_spaces.architecture import Baseline, Geometry, Heads, Network
+from search_spaces.catalog import find_space
+from search_spaces.cost import Cost, cost
+from search_spaces.space import SearchSpace
+from trainers.learning.batches import Augmentation
+from trainers.learning.precision import pick_device
+from trainers.learning.targets import Targets, prepare_targets
+from trainers.networks.baselines import counted_cost
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus, check_trainable, load_corpus
+from trainers.speech.synthetic import speak_corpus
+from trainers.speech.trials import Trials, load_trials, make_trials
+from trainers.teacher.teacher import Teacher, load_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every training of a study shares; opened once a worker process, audio and teacher states mapped."""
+
+    study: Study
+    target: Target
+    corpus: Corpus
+    trials: dict[str, Trials]
+    augment: Augmentation
+    teacher: Teacher
+    targets: Targets
+    batches: Path  # of this node
+
+    @functools.cached_property
+    def device(self) -> Device:
+        """What the target will need for a student."""
+        return study_device(self.study, self.target)
+
+
+def open_context(study: Study, progress: Callable[[int, int], None] | None = None) -> Context:
+    """Decodes and computes what the cache lacks."""
+    config = study.config
+    cache, device = Path(config.cache), pick_device()
+    target, teacher = load_target(config.target), load_teacher(config.teacher)
+    corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
+    check_trainable(corpus)
+    trials = load_trials(Path(config.trials), corpus) if config.trials else {}
+    trials |= {split: make_trials(corpus, split, config.seed) for split in ("val", "test") if split not in trials}
+    noise = load_corpus([Path(config.noise)], cache) if config.noise else None
+    targets = prepare_targets(
+        teacher,
+        corpus,
+        cache,
+        window=target.window,
+        limit=config.target_windows,
+        seed=config.seed,
+        mode=config.targets,
+        device=device,
+        progress=progress,
+    )
+    return Context(
+        study=study,
+        target=target,
+        corpus=corpus,
+        trials=trials,
+        augment=config.recipe.augmentation(noise),
+        teacher=teacher,
+        targets=targets,
+        batches=cache / "batches" / hashlib.sha256(json.dumps(_heard(config, corpus, noise, target)).encode()).hexdigest()[:16],
+    )
+
+
+def _heard(config: StudyConfig, corpus: Corpus, noise: Corpus | None, target: Target) -> list[Any]:
+    """What batches depend on, beside the seed."""
+    recipe = dataclasses.asdict(config.recipe)
+    return [corpus.digest, noise and noise.digest, target.window, config.target_windows, config.seed, recipe]
+
+
+def embedded_corpus(cache: Path) -> Path:
+    """The default corpus, spoken into the cache when it is first asked for."""
+    path = cache / "embedded.parquet"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        speak_corpus(path, speakers=80)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def context_of(folder: str) -> Context:
+    return open_context(open_folder(Path(folder)))
+
+
+def space_of(context: Context) -> SearchSpace:
+    return find_space(context.study.config.space, context.teacher.architecture, context.teacher.geometry)
+
+
+def cost_of(context: Context, architecture: Network, geometry: Geometry | None = None) -> Cost:
+    """Of a student; of the teacher itself with its own geometry; of a baseline."""
+    geometry, keywords, window = geometry or context.teacher.geometry, context.corpus.keyword_labels, context.target.window
+    read = context.study.config.recipe.heads
+    if isinstance(architecture, Baseline):
+        return _baseline_cost(architecture, geometry, keywords, window, read)
+    return cost(architecture, geometry, len(keywords), window, read)
+
+
+@functools.cache
+def _baseline_cost(baseline: Baseline, geometry: Geometry, keywords: tuple[str, ...], window: int, read: Heads) -> Cost:
+    return counted_cost(Student(baseline, geometry, keywords, heads=read).eval(), baseline, window)
+
+
+def cost_scores(context: Context, architecture: Network, geometry: Geometry | None = None) -> dict[str, float]:
+    """What a student costs: counts, and the latency and memory that are predicted for the target, with their intervals."""
+    counted = cost_of(context, architecture, geometry)
+    scores: dict[str, float] = {
+        "params": counted.params,
+        "macs": counted.total_macs,
+        "weight_bytes": counted.weight_bytes,
+        "peak_activation_bytes": counted.peak_activation_bytes,
+    }
+    if not is_prepared(context.study):  # an experiment compares scores alone
+        return scores
+    latency, memory = context.device.latency(architecture, counted), context.device.memory(architecture, counted)
+    for name, unit, estimate in (("latency", "ms", latency), ("memory", "bytes", memory)):
+        if estimate is not None:
+            scores |= {f"{name}_{unit}": estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return scores
+
+
+def tightest(*limits: float | None) -> float | None:
+    """The smallest of the study's and the target's limits, None where neither binds."""
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -1,0 +1,228 @@
+"""One training, from an architecture to scores: a plain function that runs with or without Ray."""
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.worker.context import Context, context_of, cost_scores, space_of
+from nas.worker.task import Start, Task
+from search_spaces.architecture import Architecture, Baseline, Network, network_from_dict
+from trainers.learning.distill import distill, distiller
+from trainers.learning.elastic import Elastic, load_shared
+from trainers.learning.finetune import finetune
+from trainers.learning.metrics import Outcome, rates
+from trainers.learning.precision import pick_device
+from trainers.learning.recipe import Recipe
+from trainers.learning.resume import read_position, read_state, write_state
+from trainers.learning.sandwich import train_shared
+from trainers.learning.scoring import score
+from trainers.learning.streams import Share, alone, shared
+from trainers.learning.targets import FREE_SHARE
+from trainers.networks.baselines import BASELINE_RATE
+from trainers.networks.encoder import SpeechEncoder
+from trainers.networks.inherit import inherit
+from trainers.networks.student import Student, save_student
+from trainers.teacher.teacher import Teacher
+
+SHARED_FILE = "shared.safetensors"
+
+
+MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a second
+
+
+def evaluate(task: Task) -> Iterator[dict[str, Any]]:
+    """Builds and trains one student, and scores it on every rung; the last one's student is saved.
+
+    A report a rung, as it ends: its number from 1 (`rung`), `scores`, wall `seconds` since the last report, and `cpu_seconds` by
+    part. Raises FloatingPointError when training diverges.
+    """
+    context = context_of(task.study)
+    torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
+    torch.manual_seed(task.seed)
+    watch = Stopwatch()
+    architecture = network_from_dict(json.loads(task.architecture))
+    student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
+    for rung, tuned in enumerate(train(context, student, task, watch), task.done + 1):
+        trained = tuned.cpu().folded()
+        folder, scores = context.study.weights_folder(task.name), dict[str, float]()
+        if rung == task.rungs:
+            save_student(trained, folder)
+        for split in task.splits:
+            outcome = score(trained, context.corpus, split, context.trials[split], context.target.window, pick_device())
+            if rung == task.rungs:
+                write_outcome(outcome, folder / f"outcome_{split}.npz")
+            scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
+        scores |= cost_scores(context, trained.architecture, trained.encoder.geometry)
+        yield {"rung": rung, "scores": scores, **watch.lap("scoring")}
+
+
+class Stopwatch:
+    """Wall seconds of a lap, and its CPU seconds by part."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu, self.parts = time.monotonic(), time.process_time(), dict[str, float]()
+
+    def part(self, name: str) -> None:
+        """Ends a part of the lap."""
+        now = time.process_time()
+        self.parts[name], self.cpu = now - self.cpu, now
+
+    def lap(self, name: str) -> dict[str, Any]:
+        """Ends the lap and its last part."""
+        self.part(name)
+        now, parts = time.monotonic(), self.parts
+        seconds, self.wall, self.parts = now - self.wall, now, {}
+        return {"seconds": seconds, "cpu_seconds": parts}
+
+
+@functools.lru_cache(maxsize=1)
+def shared_student(folder: str) -> Elastic:
+    """Raises ValueError where the study has none."""
+    context, path = context_of(folder), Path(folder) / SHARED_FILE
+    elastic = new_elastic(context)
+    if not load_shared(elastic, path, torch.device("cpu")):
+        raise ValueError(f"there is no {path}: the shared student's weights are missing")
+    return elastic.eval()
+
+
+def distil_shared(study: str, steps: int) -> None:
+    """Into the study folder; goes on where it was interrupted."""
+    context = context_of(study)
+    config = context.study.config
+    torch.set_num_threads(max(1, math.ceil(config.cpus)))
+    torch.manual_seed(config.seed)
+    train_shared(
+        new_elastic(context),
+        context.targets,
+        steps=steps,
+        augment=context.augment,
+        seed=config.seed,
+        device=pick_device(),
+        path=context.study.folder / SHARED_FILE,
+    )
+
+
+def new_elastic(context: Context) -> Elastic:
+    return Elastic(space_of(context), context.teacher, context.study.config.recipe, context.corpus.keyword_labels)
+
+
+def own_tuning(network: Network) -> dict[str, Any]:
+    """What a network's training has of its own instead of the recipe's."""
+    return {"rate": BASELINE_RATE} if isinstance(network, Baseline) else {}
+
+
+def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:
+    recipe, keywords = context.study.config.recipe, context.corpus.keyword_labels
+    if start == "shared student":
+        assert isinstance(architecture, Architecture), "a baseline inherits nothing"
+        return shared_student(str(context.study.folder.resolve())).extract(architecture)
+    return make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
+
+
+def make_student(
+    teacher: Teacher, recipe: Recipe, keywords: tuple[str, ...], architecture: Network, start: Start, *, distilled: bool
+) -> Student:
+    """Raises ValueError where the start is from layers that do not hold the student."""
+    student = Student(
+        architecture,
+        teacher.encoder.geometry if start == "teacher" else teacher.geometry,
+        keywords,
+        predicted_layers=teacher.predicted_layers if distilled else (),
+        target_width=teacher.architecture.width if distilled else 0,
+        heads=recipe.heads,
+        matching=recipe.matching,
+        is_folded=False,
+    )
+    if start == "teacher":
+        student.encoder.load_state_dict(teacher.encoder.state_dict())
+    elif start == "kept layers":
+        assert isinstance(student.encoder, SpeechEncoder), "a baseline inherits nothing"
+        inherit(student.encoder, teacher.encoder, recipe.narrowing)
+    return student
+
+
+def train(context: Context, student: Student, task: Task, watch: Stopwatch | None = None) -> Iterator[Student]:
+    """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made."""
+    device, watch = pick_device(), watch or Stopwatch()
+    recipe = dataclasses.replace(context.study.config.recipe, **task.tuning)
+    optimizer, done = distiller(student.to(device), recipe), 0
+    kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
+    if kept and (position := read_position(kept)):
+        done = position["steps"]
+        read_state(kept, student, optimizer, device, done)
+    lengths, share = task.lengths(), sharing(context, task)
+    for distill_steps, finetune_steps in lengths[task.done :]:
+        if distill_steps > done:
+            distill(
+                student,
+                context.targets,
+                recipe,
+                steps=distill_steps,
+                augment=context.augment,
+                seed=task.seed,
+                device=device,
+                done=done,
+                first_steps=lengths[0][0],
+                optimizer=optimizer,
+                share=share,
+            )
+            done = distill_steps
+            if kept:
+                write_state(kept, student, optimizer, {"steps": done})
+        watch.part("distillation")
+        tuned = copy.deepcopy(student)
+        finetune(
+            tuned,
+            context.corpus,
+            recipe,
+            steps=finetune_steps,
+            window=context.target.window,
+            augment=context.augment,
+            seed=task.seed + 1,
+            device=device,
+            targets=context.targets,
+            share=share,
+        )
+        watch.part("fine-tuning")
+        yield tuned
+
+
+def sharing(context: Context, task: Task) -> Share:
+    """Batches of this task's seed, made once a node where others hear them too and the disk has room for them."""
+    if not task.sharing:
+        return alone
+    clip = context.target.window * 2
+    room = FREE_SHARE * shutil.disk_usage(context.batches.parent.parent).free / (3 * context.study.config.recipe.batch * clip)
+    return functools.partial(shared, context.batches / str(task.seed), min(MOST_SHARED_STEPS, int(room)))
+
+
+def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
+    """Keyword error and EER in percent with their intervals."""
+    accuracy, eer = rates(outcome)
+    return {
+        f"{prefix}keyword_error": 100 - accuracy.value,
+        f"{prefix}keyword_error_low": 100 - accuracy.high,
+        f"{prefix}keyword_error_high": 100 - accuracy.low,
+        f"{prefix}eer": eer.value,
+        f"{prefix}eer_low": eer.low,
+        f"{prefix}eer_high": eer.high,
+    }
+
+
+def write_outcome(outcome: Outcome, path: Path) -> None:
+    np.savez(path, **dataclasses.asdict(outcome))
+
+
+def read_outcome(path: Path) -> Outcome:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Outcome(**arrays)

@@ -1,0 +1,290 @@
+"""The main job through the command line: real Ray, real MLflow, real training on a small spoken corpus."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import wave
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas.device.known import study_profile
+from nas.device.profile import Profile, profile_path, write_profile
+from nas.proposals.scheduler import Rungs
+from nas.report.front import search_front
+from nas.study.candidates import values_of
+from nas.study.folder import open_folder
+from trainers.teacher.teacher import load_teacher
+
+SRLNAS = [sys.executable, "-m", "nas.cli.main"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Options = tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_search: Options, srlnas: Run) -> tuple[Path, str]:
+    """A working folder in which a small search has ended, and what it printed."""
+    folder = tmp_path_factory.mktemp("work")
+    asked = (
+        "--max-params",
+        "1.2M",
+        "--max-latency",
+        "1s",
+        "--max-memory",
+        "500MB",
+        "--steps",
+        "4",
+        "--rungs",
+        "2",
+        "--reduction",
+        "2",
+        "--sampler",
+        "gp",
+    )
+    done = srlnas(folder, "search", *tiny_search, "--candidates", "7", "--name", "small", *asked)
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def front(searched: tuple[Path, str], srlnas: Run) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(srlnas(searched[0], "front", "small", "--json").stdout)
+    return content
+
+
+def test_the_front_has_what_its_readers_rely_on(front: Mapping[str, Any]) -> None:
+    assert {"study", "objectives", "references", "members"} <= set(front)
+    assert [objective["name"] for objective in front["objectives"]] == ["keyword_error", "eer", "latency_ms"]
+    assert front["synthetic"] is True and any("synthetic" in note for note in front["notes"])
+    for member in front["members"]:
+        assert {"name", "run_id", "params", "size_ratio", "scores", "latency_ms", "architecture"} <= set(member)
+        assert member["params"] <= 1.2e6 and 0 < member["size_ratio"] < 1
+        assert 0 <= member["scores"]["test_keyword_error"] <= 100 and 0 < member["latency_ms"] <= 1000
+        assert member["latency_kind"] == "measured" and front["latency_kind"] == "calibrated"
+        scores = member["scores"]
+        assert scores["predicted_latency_low"] < scores["predicted_latency_ms"] < scores["predicted_latency_high"]
+        assert scores["latency_ms"] == pytest.approx(scores["predicted_latency_ms"], rel=0.5)
+        assert scores["memory_bytes"] == pytest.approx(scores["predicted_memory_bytes"], rel=0.2)
+    assert any(note.startswith("Latency as predicted before training") for note in front["notes"])
+    assert {"knee", "fastest", "smallest", "most-accurate"} == {a for member in front["members"] for a in member["aliases"]}
+
+
+def test_the_references_stand_on_the_front(front: Mapping[str, Any]) -> None:
+    roles = {reference["role"]: reference for reference in front["references"]}
+    assert set(roles) == {"teacher", "paper's student", "BC-ResNet", "knee from scratch"}
+    assert roles["teacher"]["size_ratio"] == 1 and "change" not in roles["teacher"]
+    assert roles["paper's student"]["architecture"]["kept_layers"] == [1, 2]
+    knee = next(member for member in front["members"] if "knee" in member["aliases"])
+    assert roles["knee from scratch"]["architecture"] == knee["architecture"]
+    assert roles["knee from scratch"]["steps"]["distill"] == 0
+
+
+def test_the_output_names_the_plan_the_ledger_and_the_next_steps(searched: tuple[Path, str]) -> None:
+    text = searched[1]
+    for part in (
+        "plan: 3 h of CPU time",
+        "about 7 candidates",
+        "2 + 2 x 2 -> 4 + 2 x 4",
+        "spent:",
+        "srlnas export models:/small@knee",
+        "srlnas ui",
+    ):
+        assert part in text, text
+    assert "\x1b" not in text and "\r" not in text  # quiet where it is no terminal
+
+
+def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
+    assert set(front["ledger"]) == {
+        "calibration",
+        "preparation",
+        "probe",
+        "candidates",
+        "finalists",
+        "references",
+        "measuring finalists",
+    }
+    assert all(seconds > 0 for seconds in front["ledger"].values())
+
+
+def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_front(searched: tuple[Path, str]) -> None:
+    study = open_folder(searched[0] / "studies/small")
+    history = list(study.history())
+    states = {candidate.number: candidate for candidate in study.candidates()}
+    assert {candidate.state for candidate in states.values()} <= {"complete", "stopped", "refused"}
+    assert sum(candidate.state == "stopped" for candidate in states.values()) >= 1
+    assert all(candidate.rung == {"complete": 2, "stopped": 1, "refused": 0}[candidate.state] for candidate in states.values())
+    assert all((study.folder / str(c.weights)).is_dir() == (c.state == "complete") for c in states.values())
+    assert {candidate.number for candidate in search_front(study.candidates())} <= {c.number for c in history if c.rung == 2}
+    arrived = [(c.number, values_of(c.scores), c.state) for c in history if c.rung == 1]
+    rungs, judged = Rungs(2), dict[int, bool]()
+    for number, point, state in arrived:  # the record replays the decisions
+        judged[number] = rungs.goes_on(1, point)
+        assert (state == "running") == judged[number]
+    assert not list((study.folder / "distilled").iterdir())
+
+
+def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{searched[0]}/srlnas.db")
+    runs = client.search_runs([client.get_experiment_by_name("small").experiment_id], max_results=100)
+    kinds = [run.data.tags["srlnas.kind"] for run in runs]
+    candidates = open_folder(searched[0] / "studies/small").candidates()
+    complete = [candidate for candidate in candidates if candidate.state == "complete"]
+    assert kinds.count("study") == 1 and kinds.count("reference") == 4 and kinds.count("finalist") == min(3, len(complete))
+    states = {
+        run.data.tags["srlnas.candidate"]: run.data.tags["srlnas.state"] for run in runs if "srlnas.candidate" in run.data.tags
+    }
+    assert states == {str(candidate.number): candidate.state for candidate in candidates}
+    for member in front["members"]:
+        for alias in member["aliases"]:
+            version = client.get_model_version_by_alias("small", alias)
+            assert version.run_id == member["run_id"]
+            assert version.tags["srlnas.target"] == "host"
+            assert float(version.tags["srlnas.test_eer"]) == pytest.approx(member["scores"]["test_eer"])
+    parent = next(run for run in runs if run.data.tags["srlnas.kind"] == "study")
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"front.json", "front_table.json", "plots"} <= names
+    assert len(client.list_artifacts(parent.info.run_id, "plots")) == 2  # the front, and latency as predicted and measured
+
+
+def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any], srlnas: Run) -> None:
+    folder = searched[0]
+    shown = srlnas(folder, "export", "models:/small@knee", "--name", "mine").stdout
+    bundle = folder / "deploy/exports/mine"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    knee = next(member for member in front["members"] if "knee" in member["aliases"])
+    assert manifest["provenance"]["run_id"] == knee["run_id"] and manifest["synthetic"] is True
+    assert manifest["latency"]["how"] == "measured" and manifest["latency"]["milliseconds"] == knee["latency_ms"]
+    assert manifest["latency"]["predicted_latency_low"] < manifest["latency"]["predicted_latency_high"]
+    assert json.loads((bundle / "parity.json").read_text())["max_abs_logits"] <= 1e-4
+    with wave.open(str(folder / "clip.wav"), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
+        file.writeframes((np.random.default_rng(0).standard_normal(16_000) * 3000).astype("<i2").tobytes())
+    command = shown.strip().splitlines()[-1].strip().replace("CLIP.wav", "clip.wav").split()
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] in manifest["labels"]
+    refused = srlnas(folder, "export", knee["run_id"], "--name", "mine", check=False)
+    assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    pages = subprocess.Popen([*SRLNAS, "ui", "--port", str(port)], cwd=searched[0], start_new_session=True, **quiet)
+    try:
+        shown = None
+        deadline = time.monotonic() + 120
+        while shown is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            time.sleep(0.3)
+        assert shown and b"MLflow" in shown
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+        assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
+    finally:
+        os.killpg(pages.pid, signal.SIGTERM)
+        pages.wait(30)
+
+
+def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], tiny_search: Options, srlnas: Run) -> None:
+    folder = searched[0]
+    write_profile(study_profile(open_folder(folder / "studies/small")), profile_path("host", folder / "profiles"))
+    board = ("--target", "raspberry-pi-4")
+    as_long = ("--steps", "4")  # else it has references of its own
+    shown = srlnas(folder, "search", *tiny_search, *as_long, "--candidates", "1", "--name", "again", *board).stdout
+    front = json.loads(srlnas(folder, "front", "again", "--json").stdout)
+    first = json.loads(srlnas(folder, "front", "small", "--json").stdout)
+    teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]
+    assert teachers[0] == teachers[1]
+    assert front["ledger"]["calibration"] < 5 < first["ledger"]["calibration"]  # this machine's profile was read
+    assert "latency and memory on raspberry-pi-4: data sheet, 1 thread, fp32" in shown
+    assert {member["latency_kind"] for member in [*front["members"], *front["references"]]} == {"data sheet"}
+    assert front["machine"].endswith("scaled by the data sheet") and "data sheet, a factor of two" in " ".join(shown.split())
+    for slow, fast in zip(front["references"], first["references"]):  # the same teacher, paper's student and BC-ResNet
+        assert slow["latency_ms"] > 2 * fast["latency_ms"] or slow["role"] == "knee from scratch"
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_joined(
+    on_known_machine: Path, tiny_search: Options, srlnas: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own processes on another port, as a cluster would be; the code travels with the search."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head started by hand has another token than this user's
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"]
+    options = ["--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", tempfile.mkdtemp(prefix="ray")]
+    head = subprocess.Popen(
+        [*start, *options], cwd=on_known_machine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.5)
+        time.sleep(5)  # the port answers before the node has joined
+        address = ("--ray-address", f"127.0.0.1:{port}")
+        srlnas(on_known_machine, "search", *tiny_search, "--candidates", "1", "--name", "joined", *address)
+        assert json.loads(srlnas(on_known_machine, "front", "joined", "--json").stdout)["stage"] == "final"
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)  # `ray stop` would end other people's clusters on this machine too
+        head.wait(60)
+
+
+def other_family(family: str, folder: Path) -> None:
+    """A small checkpoint of another family than the bundled teacher's, with random weights."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "conv_dim": (32,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "wav2vec2":  # as Base: group norm in the convolutions, layer norm after each half of a layer
+            Wav2Vec2Model(Wav2Vec2Config(**sizes)).save_pretrained(folder)
+        else:  # as Large
+            WavLMModel(WavLMConfig(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
+def test_a_teacher_of_another_family_is_searched_and_exported(
+    tmp_path: Path, tiny_search: Options, srlnas: Run, family: str, known_profile: Callable[..., Profile]
+) -> None:
+    other_family(family, tmp_path / "own")
+    write_profile(known_profile(load_teacher(str(tmp_path / "own"))), profile_path("host", tmp_path / "profiles"))
+    described = json.loads(srlnas(tmp_path, "teacher", "check", "own", "--json").stdout)
+    assert described["family"] == family
+    srlnas(tmp_path, "search", *tiny_search, "--finalists", "1", "--candidates", "2", "--name", "other", "--teacher", "own")
+    front = json.loads(srlnas(tmp_path, "front", "other", "--json").stdout)
+    assert front["stage"] == "final" and front["members"]
+    roles = {reference["role"]: reference for reference in front["references"]}
+    assert roles["teacher"]["size_ratio"] == 1 and roles["paper's student"]["size_ratio"] < 1
+    srlnas(tmp_path, "export", "models:/other@knee", "--name", "mine")
+    parity = json.loads((tmp_path / "deploy/exports/mine/parity.json").read_text())
+    assert parity["max_abs_logits"] <= 1e-4
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, srlnas: Run) -> None:
+    refused = srlnas(tmp_path, "search", "--ray-address", "127.0.0.1:1", "--name", "nowhere", check=False)
+    assert refused.returncode == 2 and "no Ray cluster answers" in refused.stderr and "Traceback" not in refused.stderr

@@ -1,0 +1,79 @@
+"""The study folder: configuration, record of candidates, locking, errors."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nas.study.budget import append_line
+from nas.study.candidates import Candidate
+from nas.study.config import StudyConfig
+from nas.study.folder import create_study, open_study
+from search_spaces.architecture import Architecture
+
+ARCHITECTURE = Architecture(
+    front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1, 2), ffn_dims=(64, 128), kept_layers=(1, 3)
+)
+
+
+def test_configuration_round_trips_through_toml(tmp_path: Path) -> None:
+    config = StudyConfig(name="a", data=('/with "quotes"\\and\\é.parquet', "b.parquet"), max_params=2e6, candidates=3, gpus=0.25)
+    config.write(tmp_path / "study.toml")
+    assert StudyConfig.read(tmp_path / "study.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("name = ", "not TOML"), ('name = "a"\nbudgit = "1"', "budgit"), ('name = "a/b"', "not allowed")]
+)
+def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        StudyConfig.read(tmp_path / "study.toml")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"target_windows": 0}, {"finalists": 0}, {"candidates": 0}, {"targets": "later"}, {"name": "../a"}]
+)
+def test_values_out_of_range_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        StudyConfig(**{"name": "a", **fields})  # type: ignore[arg-type]
+
+
+def test_the_last_state_of_a_candidate_counts_and_a_torn_line_does_not(tmp_path: Path) -> None:
+    study = create_study(StudyConfig(name="a"), tmp_path)
+    first = Candidate(number=0, architecture=ARCHITECTURE, state="running")
+    done = replace(first, state="complete", scores={"eer": 12.5}, seconds=3.5, weights="students/candidate-0")
+    study.record(first)
+    study.record(Candidate(number=1, architecture=ARCHITECTURE, state="running"))
+    study.record(done)
+    with (study.folder / "candidates.jsonl").open("a") as file:
+        file.write('{"number": 1, "state": "compl')
+    assert [(c.number, c.state) for c in open_study("a", tmp_path).candidates()] == [(0, "complete"), (1, "running")]
+    assert study.candidates()[0] == done
+
+
+def test_a_study_is_made_once_and_found_again(tmp_path: Path) -> None:
+    create_study(StudyConfig(name="a"), tmp_path)
+    with pytest.raises(ValueError, match="--resume a"):
+        create_study(StudyConfig(name="a"), tmp_path)
+    with pytest.raises(ValueError, match="known: a"):
+        open_study("b", tmp_path)
+    with pytest.raises(ValueError, match="no study"):
+        open_study(None, tmp_path / "empty")
+    assert open_study(None, tmp_path).config.name == "a"
+
+
+def test_a_raised_budget_is_written_down(tmp_path: Path) -> None:
+    study = create_study(StudyConfig(name="a", budget="1cpu-hours"), tmp_path)
+    study.with_budget("2cpu-hours")
+    assert open_study("a", tmp_path).config.budget == "2cpu-hours"
+    with pytest.raises(ValueError, match="does not parse"):
+        study.with_budget("much")
+
+
+def test_one_process_runs_a_study(tmp_path: Path) -> None:
+    study = create_study(StudyConfig(name="a"), tmp_path)
+    with study.locked(), pytest.raises(ValueError, match="another process"), study.locked():
+        pass
+    with study.locked():
+        append_line(study.folder / "candidates.jsonl", {})

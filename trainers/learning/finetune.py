@@ -1,0 +1,172 @@
+"""Joint fine-tuning on both tasks: a keyword batch, then a speaker batch, each an update of all parameters (arXiv 2210.16611)."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from search_spaces.architecture import EMBEDDING_DIM
+from trainers.learning.batches import Augmentation
+from trainers.learning.distill import distillation_losses, update
+from trainers.learning.precision import autocast, compiled
+from trainers.learning.recipe import Recipe
+from trainers.learning.streams import (
+    DISTILLATION,
+    KEYWORDS,
+    SPEAKERS,
+    Batch,
+    Share,
+    alone,
+    distillation_stream,
+    keyword_stream,
+    speaker_classes,
+    speaker_stream,
+)
+from trainers.learning.targets import Targets
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus
+
+Progress = Callable[[int, int], None]
+ADDITIVE_MARGIN = 0.2
+
+
+class Tunable(Protocol):
+    """What is fine-tuned, a module: a student, or many at once that share their weights."""
+
+    keywords: tuple[str, ...]
+
+    def __call__(self, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples) -> logits and embeddings, of as many members after one another as heard it."""
+
+    def to(self, device: torch.device) -> Any: ...
+    def train(self) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+class AngularSoftmax(nn.Module):
+    """Angular softmax of Liu et al. (SphereFace, arXiv 1704.08063) on unit embeddings: the angle to the right speaker counts
+    `margin` times, softened as there by `ease` parts of the plain cosine; logits are scaled by `scale`. The class matrix serves
+    training alone. The paper states none of these constants."""
+
+    def __init__(
+        self, speakers: int, margin: int = 2, scale: float = 20.0, ease: float = 5.0, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.margin, self.scale, self.ease = margin, scale, ease
+        self.classes = nn.Parameter(torch.randn(speakers, EMBEDDING_DIM, generator=generator))
+
+    def forward(self, embedding_be: Tensor, speaker_b: Tensor) -> Tensor:
+        """(batch, EMBEDDING_DIM) of unit length, (batch,) class numbers -> the mean loss."""
+        cosine_bs = (embedding_be @ F.normalize(self.classes, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
+        right_b = self.right(cosine_bs.gather(1, speaker_b[:, None])[:, 0].acos())
+        logits_bs = cosine_bs.scatter(1, speaker_b[:, None], right_b[:, None])
+        return F.cross_entropy(self.scale * logits_bs, speaker_b)
+
+    def right(self, angle_b: Tensor) -> Tensor:
+        """What an angle to the right speaker counts."""
+        turn_b = (angle_b * self.margin / math.pi).floor()  # psi of the paper: monotonous over [0, pi]
+        margin_b = (1 - 2 * (turn_b % 2)) * (angle_b * self.margin).cos() - 2 * turn_b
+        return (margin_b + self.ease * angle_b.cos()) / (1 + self.ease)
+
+
+class AdditiveAngularSoftmax(AngularSoftmax):
+    """Additive angular margin of Deng et al. (ArcFace, arXiv 1801.07698): the angle to the right speaker counts 0.2 more, and
+    beyond pi as much below -1 as it has turned, so that the loss goes on rising."""
+
+    def right(self, angle_b: Tensor) -> Tensor:
+        wider_b = angle_b + ADDITIVE_MARGIN
+        return torch.where(wider_b < math.pi, wider_b.cos(), -1 - (wider_b - math.pi))
+
+
+def finetune(
+    student: Tunable,
+    corpus: Corpus,
+    recipe: Recipe,
+    *,
+    steps: int,
+    window: int,
+    augment: Augmentation,
+    seed: int,
+    device: torch.device,
+    targets: Targets | None = None,
+    share: Share = alone,
+    progress: Progress | None = None,
+) -> list[tuple[float, ...]]:
+    """Trains the student in place on the corpus' train split; returns each task's loss of every step, keywords first.
+
+    steps: of one update a task each.
+    targets: of the distillation loss, where the recipe keeps it and the student has prediction layers.
+    share: of batches with other students.
+    """
+    student.to(device)
+    student.train()
+    if recipe.frozen and isinstance(student, Student):
+        freeze(student)
+    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
+    keywords = share(KEYWORDS, keyword_stream(corpus, student.keywords, recipe, window, changing, seed))
+    speakers = share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
+    kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
+    angular = kind(speaker_classes(corpus, recipe), generator=torch.Generator().manual_seed(seed)).to(device)
+    kept = None
+    if recipe.distilling and targets and isinstance(student, Student) and student.predicted_layers:
+        heard = share(f"{DISTILLATION} kept", distillation_stream(targets, recipe.batch, augment, seed))
+        kept = distillation_losses(student.predict_teacher, targets, heard, device)
+    optimizer, schedule = _optimizer(student, angular, recipe, steps)
+
+    hear = compiled(student, device, steps)
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(device):
+            logits, embedding = hear(torch.tensor(batch.audio, device=device).float())
+        wanted = torch.tensor(batch.labels, device=device)
+        return logits.float(), embedding.float(), wanted.repeat(len(logits) // len(wanted))  # several members may have heard it
+
+    def keyword_loss(step: int) -> Tensor:
+        logits, _, wanted = forward(keywords(step))
+        return F.cross_entropy(logits, wanted)
+
+    def speaker_loss(step: int) -> Tensor:
+        _, embedding, wanted = forward(speakers(step))
+        loss: Tensor = angular(embedding, wanted)
+        return loss + recipe.distilling * next(kept) if kept else loss
+
+    tasks = [loss for loss, is_asked in ((keyword_loss, recipe.keywords), (speaker_loss, recipe.speakers)) if is_asked]
+    losses = []
+    for step in range(steps):
+        computed = []
+        for task in tasks:
+            loss = task(step)
+            update(student.parameters(), optimizer, loss)
+            schedule.step()
+            computed.append(loss.item())
+        losses.append(tuple(computed))
+        if progress:
+            progress(step + 1, steps)
+    return losses
+
+
+def freeze(student: Student) -> None:
+    """All but the heads, statistics of norms in the encoder included."""
+    student.encoder.eval()
+    for part in (student.encoder, student.predictions):
+        part.requires_grad_(False)
+
+
+def _optimizer(
+    student: Tunable, angular: AngularSoftmax, recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front") or "/front" in name}
+    groups = [[p for name, p in student.named_parameters() if (name in front) == is_front] for is_front in (True, False)]
+    rates = [recipe.rate * recipe.front_rate, recipe.rate]
+    optimizer = torch.optim.Adam(
+        [{"params": params, "lr": rate} for params, rate in zip((groups[0], [*groups[1], *angular.parameters()]), rates)],
+        fused=True,
+    )
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=(recipe.keywords + recipe.speakers) * steps + 1, pct_start=0.15, cycle_momentum=False
+    )

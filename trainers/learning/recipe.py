@@ -1,0 +1,106 @@
+"""How a student is trained: one record of options. README.md tells which were compared, one factor at a time, and what won."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from search_spaces.architecture import Heads
+from trainers.learning.batches import Augmentation
+from trainers.networks.inherit import Narrowing
+from trainers.networks.student import Matching
+from trainers.speech.corpora import Corpus
+
+Start = Literal["kept layers", "random"]
+Margin = Literal["angular", "additive"]
+FASTEST, SLOWEST = 2.0, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """batch: windows an update.
+
+    start: from the teacher layers that the student keeps, or at random; narrowing: how a narrower student takes channels, heads
+    and units. matching: the last state predicts all of the teacher's layers, or each is predicted `layer to layer`, as in DPHuBERT
+    (arXiv 2305.17651). heads: what they read. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine; front_rate:
+    that of the convolutions over all others'.
+    margin: of the speaker's loss. speeds, equalizer_db, mask_share: of keyword windows alone, since pitch and microphone tell a
+    voice; see `Augmentation`. speaker_speeds: one is drawn for every speaker window; a speaker at another speed is another
+    speaker, as in Yamamoto et al. (Interspeech 2019). distilling: weight of the distillation loss that is added to the speaker's
+    (OS-KDFT, arXiv 2305.17394).
+    keywords, speakers: the tasks; with one alone a fine-tuning step is one update. frozen: the heads alone are fine-tuned.
+    """
+
+    batch: int = 16
+    start: Start = "kept layers"
+    narrowing: Narrowing = "importance"
+    matching: Matching = "last state"
+    heads: Heads = "every state"
+    distill_rate: float = 1e-3
+    rate: float = 5e-4
+    front_rate: float = 1.0
+    margin: Margin = "angular"
+    speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+    speaker_speeds: tuple[float, ...] = (1.0,)
+    distilling: float = 0.0
+    noise_share: float = 0.5
+    equalizer_db: float = 0.0
+    mask_share: float = 0.0
+    keywords: bool = True
+    speakers: bool = True
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"the recipe's {field} is {getattr(self, field)!r}; allowed are {', '.join(allowed)}")
+        for field, (low, high) in RANGES.items():
+            if not low <= getattr(self, field) <= high:
+                raise ValueError(f"the recipe's {field} is {getattr(self, field)}; it is from {low:g} to {high:g}")
+        for field in ("speeds", "speaker_speeds"):
+            if not (speeds := getattr(self, field)) or not all(SLOWEST <= speed <= FASTEST for speed in speeds):
+                raise ValueError(f"the recipe's {field} are {list(speeds)}; each is from {SLOWEST} to {FASTEST}, and there is one")
+        if not (self.keywords or self.speakers):
+            raise ValueError("the recipe has no task: keywords or speakers must be true")
+        if self.matching == "layer to layer" and self.heads == "predictions":
+            raise ValueError(
+                "layer to layer, predictions come from several states; let the heads read the encoder: mean, every state"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Raises ValueError on a field that no recipe has, or of the wrong kind."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(fields) - known:
+            raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        for name, value in values.items():
+            if not _is_like(value, getattr(cls, name)):
+                raise ValueError(f"the recipe's {name} is {value!r}, another kind than its default, {getattr(cls, name)!r}")
+        return cls(**values)
+
+    def augmentation(self, noise: Corpus | None) -> Augmentation:
+        """Of what everything hears; keyword windows go through more."""
+        return Augmentation(noise=noise, noise_share=self.noise_share)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(item, 0.0) for item in value)
+    return type(value) in ((int, float) if isinstance(default, float) else (type(default),))  # a bool is an int, but no number
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    name: get_args(kind)
+    for name, kind in {"start": Start, "narrowing": Narrowing, "matching": Matching, "heads": Heads, "margin": Margin}.items()
+}
+RANGES: Mapping[str, tuple[float, float]] = {
+    "batch": (2, 4096),
+    "distill_rate": (1e-7, 1),
+    "rate": (1e-7, 1),
+    "front_rate": (0, 10),
+    "distilling": (0, 100),
+    "noise_share": (0, 1),
+    "equalizer_db": (0, 30),
+    "mask_share": (0, 1),
+}

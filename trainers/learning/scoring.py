@@ -1,0 +1,58 @@
+"""What a trained student says of every clip of a split, and which trials it gets right."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainers.learning.batches import cut, window_starts
+from trainers.learning.metrics import Outcome
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus
+from trainers.speech.trials import Trials
+
+BATCH = 64
+MOST_WINDOWS = 20  # a clip is heard for 20 windows at most: longer ones tell a speaker no better
+
+
+@torch.inference_mode()
+def hear(
+    student: Student, corpus: Corpus, rows: NDArray[np.integer], window: int, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (rows, keywords) and unit embeddings (rows, EMBEDDING_DIM): means over a clip's windows, in float32 as exported."""
+    student.to(device).eval()
+    where = [(i, start) for i, row in enumerate(rows) for start in window_starts(corpus.length(int(row)), window)[:MOST_WINDOWS]]
+    logits = np.zeros((len(rows), len(student.keywords)), np.float32)
+    embeddings = np.zeros((len(rows), student.speaker_head.out_features), np.float32)
+    for first in range(0, len(where), BATCH):
+        part = where[first : first + BATCH]
+        audio = np.stack([cut(corpus, int(rows[i]), start, window) for i, start in part])
+        heard = [output.cpu().numpy() for output in student(torch.from_numpy(audio).to(device))]
+        clips = [i for i, _ in part]
+        np.add.at(logits, clips, heard[0])
+        np.add.at(embeddings, clips, heard[1])
+    counts = np.bincount([i for i, _ in where]).astype(np.float32)[:, None]
+    return logits / counts, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def score(student: Student, corpus: Corpus, split: str, trials: Trials, window: int, device: torch.device) -> Outcome:
+    """Hears each clip of the split that has a keyword or stands in a trial once, and sums up."""
+    keyword_rows = corpus.rows(split, with_keyword=True)
+    rows = np.unique(np.concatenate([keyword_rows, trials.enrol, trials.test]))
+    logits, embeddings = hear(student, corpus, rows, window, device)
+    said = np.array(student.keywords, object)[logits[np.searchsorted(rows, keyword_rows)].argmax(1)]
+    enrol, test = np.searchsorted(rows, trials.enrol), np.searchsorted(rows, trials.test)
+    speakers = _speaker_numbers(corpus, rows)
+    return Outcome(
+        correct=np.asarray(said == corpus.keywords[keyword_rows], bool),
+        clip_speakers=speakers[np.searchsorted(rows, keyword_rows)],
+        trial_scores=(embeddings[enrol] * embeddings[test]).sum(1),
+        same=trials.same,
+        enrol_speakers=speakers[enrol],
+        test_speakers=speakers[test],
+    )
+
+
+def _speaker_numbers(corpus: Corpus, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    """(rows,) numbers from 0; a clip of an unknown speaker counts as a speaker of its own."""
+    names = [f"known {corpus.speakers[row]}" if corpus.speakers[row] is not None else f"clip {row}" for row in rows]
+    return np.unique(names, return_inverse=True)[1]

@@ -1,0 +1,144 @@
+"""Training batches as functions of the step: a step always has the same batch. Training then goes on exactly where it stopped, with
+no state of a random generator to keep, and all students of a node can hear batches that one of them made.
+"""
+
+import fcntl
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trainers.learning.batches import Augmentation, Ints, Rng, length_shares, training_windows
+from trainers.learning.recipe import Recipe
+from trainers.learning.targets import Targets
+from trainers.speech.corpora import Corpus
+
+CHUNK = 32  # batches of a shared file: 16 MB with 16 windows of a second
+DISTILLATION, KEYWORDS, SPEAKERS = "distillation", "keywords", "speakers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """audio: (batch, window) float16, as the student hears it. labels: (batch,) classes, or numbers of the targets' windows."""
+
+    audio: NDArray[np.float16]
+    labels: NDArray[np.int64]
+
+
+Stream = Callable[[int], Batch]
+Share = Callable[[str, Stream], Stream]  # of a stream and its name
+
+
+def alone(name: str, stream: Stream) -> Stream:
+    """Shares nothing."""
+    return stream
+
+
+def distillation_stream(targets: Targets, batch: int, augment: Augmentation, seed: int) -> Stream:
+    picked = epochs(len(targets.rows), batch, seed)
+
+    def of(step: int) -> Batch:
+        labels = picked(step)
+        return Batch(audio=augment(targets.audio(labels), step_rng(seed, DISTILLATION, step)).astype(np.float16), labels=labels)
+
+    return of
+
+
+def keyword_stream(
+    corpus: Corpus, keywords: tuple[str, ...], recipe: Recipe, window: int, augment: Augmentation, seed: int
+) -> Stream:
+    """Labels are places in `keywords`."""
+    rows, places = corpus.rows("train", with_keyword=True), {keyword: i for i, keyword in enumerate(keywords)}
+    picked = epochs(len(rows), recipe.batch, seed)
+
+    def of(step: int) -> Batch:
+        rng, clips = step_rng(seed, KEYWORDS, step), rows[picked(step)]
+        speeds = rng.choice(recipe.speeds, size=len(clips))
+        return _heard(corpus, clips, speeds, np.array([places[corpus.keywords[clip]] for clip in clips]), window, rng, augment)
+
+    return of
+
+
+def speaker_stream(corpus: Corpus, recipe: Recipe, window: int, augment: Augmentation, seed: int) -> Stream:
+    """Labels are below `speaker_classes`. Clips are drawn by length, with replacement: see `length_shares`."""
+    rows = corpus.rows("train", with_speaker=True)
+    names, numbers = np.unique(corpus.speakers[rows].astype(str), return_inverse=True)
+    shares = length_shares(corpus, rows, window)
+
+    def of(step: int) -> Batch:
+        rng = step_rng(seed, SPEAKERS, step)
+        at, speeds = rng.choice(len(rows), size=recipe.batch, p=shares), rng.integers(len(recipe.speaker_speeds), size=recipe.batch)
+        labels = numbers[at] + speeds * len(names)
+        return _heard(corpus, rows[at], np.array(recipe.speaker_speeds)[speeds], labels, window, rng, augment)
+
+    return of
+
+
+def speaker_classes(corpus: Corpus, recipe: Recipe) -> int:
+    """Speakers times speeds: a speaker at another speed is another one."""
+    return len(set(corpus.speakers[corpus.rows("train", with_speaker=True)])) * len(recipe.speaker_speeds)
+
+
+def _heard(
+    corpus: Corpus, clips: Ints, speeds: NDArray[np.float64], labels: Ints, window: int, rng: Rng, augment: Augmentation
+) -> Batch:
+    audio = training_windows(corpus, clips.tolist(), window, rng, augment, speeds=speeds.tolist())
+    return Batch(audio=audio.astype(np.float16), labels=labels.astype(np.int64))
+
+
+def step_rng(seed: int, name: str, step: int) -> Rng:
+    return np.random.default_rng([seed, *name.encode(), step])
+
+
+def epochs(count: int, batch: int, seed: int) -> Callable[[int], NDArray[np.int64]]:
+    """Numbers below `count` in random order, each once an epoch: those of a step, (batch,)."""
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(count)
+
+    def of(step: int) -> NDArray[np.int64]:
+        return np.array([order(place // count)[place % count] for place in range(step * batch, (step + 1) * batch)])
+
+    return of
+
+
+def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
+    """The same batches, those of the first `most` steps made once for all processes of a node: files of Arrow record batches below
+    `folder`, mapped into memory."""
+    folder = folder / name
+
+    @functools.lru_cache(maxsize=2)
+    def chunk(number: int) -> pa.RecordBatchFileReader:
+        path = folder / f"{number}.arrow"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the file instead of making it too
+                if not path.is_file():
+                    _write(path, [stream(number * CHUNK + i) for i in range(CHUNK)])
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def of(step: int) -> Batch:
+        if step >= most:
+            return stream(step)
+        audio, labels = chunk(step // CHUNK).get_batch(step % CHUNK).columns
+        return Batch(audio=audio.flatten().to_numpy().reshape(len(labels), -1), labels=labels.to_numpy())
+
+    return of
+
+
+def _write(path: Path, batches: list[Batch]) -> None:
+    """Renamed into place when complete."""
+    unfinished = path.with_suffix(".part")
+    window = batches[0].audio.shape[1]
+    schema = pa.schema([("audio", pa.list_(pa.float16(), window)), ("labels", pa.int64())])
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            audio = pa.FixedSizeListArray.from_arrays(pa.array(batch.audio.ravel()), window)
+            writer.write_batch(pa.record_batch([audio, pa.array(batch.labels)], schema=schema))
+    unfinished.replace(path)

@@ -1,0 +1,1 @@
+"""Encoders, heads and baselines, and how a student takes weights from its teacher."""

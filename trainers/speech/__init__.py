@@ -1,0 +1,1 @@
+"""Corpora: imported, checked, decoded, spoken."""

@@ -1,0 +1,1 @@
+"""Pretrained encoders: read, checked, written."""
