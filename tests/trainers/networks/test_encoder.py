@@ -176,6 +176,17 @@ def test_convolve_is_conv1d(groups: int, size: int, kernel: int, stride: int, pa
     torch.testing.assert_close(convolve(conv, x_bct.transpose(1, 2)), conv(x_bct).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", range(1, 18))
+def test_convolve_in_bfloat16_is_convolve(size: int) -> None:
+    """Channels of a group: on a CPU with AMX, oneDNN computes noise for 4 to 14 as they are."""
+    torch.manual_seed(size)
+    conv, x = nn.Conv1d(4 * size, 4 * size, 16, padding=8, groups=4), torch.randn(2, 50, 4 * size)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = convolve(conv, x)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), convolve(conv, x), atol=0.03, rtol=0.03)
+
+
 def test_time_norm_is_group_norm() -> None:
     ours, theirs = TimeNorm(6), nn.GroupNorm(6, 6)
     for weight, other in zip(ours.parameters(), theirs.parameters(), strict=True):
