@@ -14,8 +14,7 @@ from rich.console import Console
 
 from deploy.measure import device_facts
 from nas.study.progress import progress
-from nas.tracking.connection import default_tracking_uri
-from nas.tracking.mirror import Tracking, open_tracking
+from nas.tracking.mirror import Tracking, tracked
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.learning.precision import pick_device
 from trainers.networks.dimensions import dimensions
@@ -93,9 +92,7 @@ def pretrain_teacher(
         **asdict(recipe),
     }
     name = f"{out.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
-    tracking = open_tracking(tracking_uri or default_tracking_uri(), EXPERIMENT, search=name, description="Pretrained teachers")
-    status: Any = "FAILED"
-    try:
+    with tracked(tracking_uri, EXPERIMENT, search=name, description="Pretrained teachers") as tracking:
         tracking.log_curves([], params=asked)
         with progress(console, f"pretraining {out}") as tick:
             curves = Curves(tracking=tracking, console=console, file=folder / SPENT_FILE, total=sum(recipe.steps))
@@ -115,12 +112,6 @@ def pretrain_teacher(
         facts = _facts(out.name, corpus, asked, curves.spent, device, licence)
         write_teacher(encoder, config, out, card(facts))
         tracking.client.log_artifact(tracking.run_id, str(out / "README.md"))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracking.finish(status)
     shutil.rmtree(folder)
     return facts
 

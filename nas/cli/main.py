@@ -76,8 +76,8 @@ def search(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for students within a budget and log the front to MLflow."""
-    from nas.search import check_config, check_target
     from nas.search import search as run_search
+    from nas.stages.preparation import check_config, check_target
     from nas.study.config import StudyConfig
     from nas.study.folder import create_study, open_study
     from nas.study.progress import console
@@ -125,7 +125,7 @@ def search(
 
 
 def print_front(front: dict[str, Any]) -> None:
-    from nas.report.front import rich_table
+    from nas.report.table import rich_table
     from nas.study.progress import console
 
     console().print(rich_table(front))

@@ -10,22 +10,20 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from nas.paper.table import FROZEN, JOINT, build_table, log_rows, markdown
-from nas.search import facts, prepare
-from nas.stages.finalise import equal_updates
+from nas.stages.finalists import equal_updates
 from nas.stages.pace import training_macs
-from nas.study.budget import append_line, in_words, parse_budget, read_lines
+from nas.stages.preparation import facts, prepare
+from nas.study.budget import Account, append_line, in_words, parse_budget, read_lines
 from nas.study.config import StudyConfig
 from nas.study.folder import EXPERIMENT_FILE, Study, create_study
 from nas.study.progress import Tick, progress
-from nas.tracking.connection import default_tracking_uri
-from nas.tracking.mirror import Tracking, open_tracking
+from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
 from nas.worker.context import Context
 from nas.worker.evaluate import make_student, own_tuning
@@ -77,11 +75,11 @@ class Row:
 class Reproduction:
     """Trains rows in Ray workers; `rows.jsonl` is the truth."""
 
-    def __init__(self, context: Context, experiment: Experiment, workers: int, tick: Tick, tell: Callable[[str], None]) -> None:
+    def __init__(self, context: Context, experiment: Experiment, account: Account, tick: Tick, tell: Callable[[str], None]) -> None:
         """tick: hears the work done and in all; tell: a line of text for every training that ended."""
         config = context.study.config
         assert config.distill_steps and config.finetune_steps, "an experiment names its steps"
-        self.context, self.experiment, self.workers, self.tick, self.tell = context, experiment, workers, tick, tell
+        self.context, self.experiment, self.account, self.tick, self.tell = context, experiment, account, tick, tell
         self.student = experiment.student or paper_student(context.teacher.architecture)
         self.distill_steps, self.finetune_steps = config.distill_steps, config.finetune_steps
 
@@ -178,8 +176,8 @@ class Reproduction:
             waiting,
             lambda row: task_json(self._task(row)),
             self.context.study.config,
-            self.workers,
-            charge=self._charge,
+            self.account.workers,
+            charge=lambda row, seconds: self.account.charge(row.model, seconds),
             tick=lambda _: None,
         ):
             self._record(row, report)
@@ -205,10 +203,6 @@ class Reproduction:
             {**fields, "scores": report.get("scores", {}), "error": report.get("error"), "seconds": seconds},
         )
         self.tell(f"{row.name}: " + (report.get("error") or f"trained in {in_words(seconds)}"))
-
-    def _charge(self, row: Row, seconds: float) -> None:
-        config = self.context.study.config
-        self.context.study.ledger.charge(row.model, seconds * (config.gpus or config.cpus))
 
     def _task(self, row: Row) -> Task:
         return Task(
@@ -238,24 +232,15 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
     budget = parse_budget(config.budget)
     with study.locked():
         cluster.connect(ray_address)
-        workers = cluster.workers(config, budget)
-        tracking = open_tracking(config.tracking_uri or default_tracking_uri(), config.name)
-        status: Any = "FAILED"
-        try:
+        account = cluster.account_of(study, budget)
+        with tracked(config.tracking_uri, config.name) as tracking:
             context = prepare(study, budget, console)
             with progress(console, "trainings") as tick:
-                records = Reproduction(context, experiment, workers, tick, console.print).run()
+                records = Reproduction(context, experiment, account, tick, console.print).run()
             table = build_table(study, records, facts(context), experiment.seeds)
             study.write_json("paper.json", table)
             (study.folder / "paper.md").write_text(markdown(table))
             _publish(study, tracking, records)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            with suppress(Exception):  # a server that went away must not hide what ended the run
-                tracking.finish(status)
     return table
 
 

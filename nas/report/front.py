@@ -1,28 +1,22 @@
-"""What a study found: the front as JSON, as a table, as a picture. Read from the study folder alone."""
+"""What a study found, as JSON: members and references with their figures. Read from the study folder alone."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from nas.report.plots import plot_front, plot_latency
-from nas.stages.finalise import PREDICTED, Final, as_predicted, read_finals
-from nas.study.budget import in_words
-from nas.study.candidates import KINDS, OBJECTIVES, Candidate, values_of
+from nas.report.notes import notes
+from nas.stages.finals import Final, read_finals
+from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import Study
-from nas.study.pareto import dominates, hypervolume, knee, non_dominated
+from nas.study.pareto import hypervolume, knee, non_dominated
 from nas.worker.evaluate import read_outcome
 from trainers.learning.metrics import changes
 
 FRONT_FILE = "front.json"
 REFERENCE_POINT = (100.0, 50.0)  # keyword error and EER of a student that knows nothing; latency's is the slowest reference's
-SMALL, CLOSE = 0.25, 3.0  # "small and close": at most a quarter of the teacher, within 3 points of both its scores
 
 Member = dict[str, Any]
 
@@ -149,149 +143,3 @@ def front_hypervolume(members: Sequence[Member], references: Sequence[Member]) -
         return None
     slowest = max(float(member["latency_ms"]) for member in [*members, *references])
     return hypervolume(np.array([objective_values(member) for member in members]), np.array([*REFERENCE_POINT, slowest * 1.001]))
-
-
-def tested_point(member: Member) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
-    return np.array([member["scores"]["test_keyword_error"], member["scores"]["test_eer"], member["latency_ms"]])
-
-
-def notes(front: Mapping[str, Any]) -> list[str]:
-    """What a reader must not overlook, in sentences."""
-    said = ["These results are synthetic: the speech was made by espeak-ng."] if front["synthetic"] else []
-    said += [f"{front['disturbances']}."] if front.get("disturbances") else []
-    disturbed = [m["name"] for m in [*front["members"], *front["references"]] if m.get("latency_marks")]
-    if disturbed:
-        said.append(f"Measured on a machine that did not keep its pace: {', '.join(disturbed)}.")
-    if front["stage"] == "search":
-        return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
-    by_role = {reference["role"]: reference for reference in front["references"]}
-    paper, teacher, baseline, scratch = map(by_role.get, ("paper's student", "teacher", "BC-ResNet", "knee from scratch"))
-    members = front["members"]
-    if paper:
-        better = [m["name"] for m in members if dominates(tested_point(m), tested_point(paper))]
-        said.append(
-            f"Better than the paper's student in keyword error, EER and latency at once (test): {', '.join(better)}."
-            if better
-            else "No member is better than the paper's student in keyword error, EER and latency at once (test)."
-        )
-    if teacher:
-        close = [m["name"] for m in members if m["size_ratio"] <= SMALL and _within(m, teacher, CLOSE)]
-        said.append(
-            f"At most {SMALL:.0%} of the teacher's params and within {CLOSE:g} points of its accuracy and EER (test): "
-            + (", ".join(close) or "none")
-            + "."
-        )
-    beaten = [m["name"] for m in members if baseline and dominates(tested_point(baseline), tested_point(m))]
-    if beaten:
-        said.append(
-            "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
-            + f"{', '.join(beaten)}."
-        )
-    measured = [member for member in members if PREDICTED in member["scores"]]
-    if measured:
-        outside = [member for member in measured if not as_predicted(member["scores"])]
-        off = np.mean([abs(m["scores"][PREDICTED] / m["latency_ms"] - 1) for m in measured])
-        refitted = "; the model was fitted again" if any(not m["latency_marks"] for m in outside) else ""
-        said.append(
-            f"Latency as predicted before training, on average {100 * off:.1f} % off: {len(measured) - len(outside)} of "
-            f"{len(measured)} members were measured within the interval{refitted}."
-        )
-    if any(member["start"] == "shared student" for member in members):
-        said.append(
-            "Members began with the weights of the search's shared student and were tuned for as many updates as references were "
-            "distilled and tuned; its own training is in the ledger."
-        )
-    if scratch:
-        start = next((m for m in members if "knee" in m["aliases"]), None)
-        if start and not dominates(tested_point(start)[:2], tested_point(scratch)[:2]):
-            said.append(
-                "The knee's architecture trained from scratch, with as many updates, is not worse in both scores (test): "
-                "distillation did not pay at this length."
-            )
-    return said
-
-
-def _within(member: Member, teacher: Member, points: float) -> bool:
-    return all(member["scores"][f"test_{name}"] - teacher["scores"][f"test_{name}"] <= points for name in ("keyword_error", "eer"))
-
-
-PROMISES = {
-    "calibrated": "calibrated, 90 % intervals",
-    "data sheet": "data sheet, a factor of two or more either way",
-}
-COLUMNS = ("name", "alias", "params", "size", "accuracy %", "change", "EER %", "change", "latency ms", "predicted", "memory MB")
-
-
-def rows(front: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows: members from the fastest, then references. Test scores once there are any, else validation scores."""
-    return [_row(member, front["split"]) for member in [*front["members"], *front["references"]]]
-
-
-def _row(member: Member, split: str) -> tuple[str, ...]:
-    scores, prefix, change = member["scores"], "test_" if split == "test" else "", member.get("change")
-    measured = member["latency_kind"] == "measured" and PREDICTED in scores
-    error, eer = f"{prefix}keyword_error", f"{prefix}eer"
-    ratio = member["size_ratio"]
-    return (
-        member["name"] if member["role"] in ("finalist", "candidate") else member["role"],
-        ", ".join(member.get("aliases", [])),
-        f"{member['params'] / 1e6:.2f} M",
-        f"{100 * (ratio - 1):+.0f} %" if ratio and member["role"] != "teacher" else "",
-        _interval(100 - scores[error], 100 - scores[f"{error}_high"], 100 - scores[f"{error}_low"]),
-        _change(change, "accuracy"),
-        _interval(scores[eer], scores[f"{eer}_low"], scores[f"{eer}_high"]),
-        _change(change, "eer"),
-        f"{member['latency_ms']:.2f}" if measured else "",
-        _three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
-        f"{scores['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in scores else "",
-    )
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _three(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def _change(change: Mapping[str, Any] | None, name: str) -> str:
-    return f"{change[name]['value']:+.1f} [{change[name]['low']:+.1f}, {change[name]['high']:+.1f}]" if change else ""
-
-
-def caption(front: Mapping[str, Any]) -> str:
-    target = front.get("target") or {}
-    kinds = [kind for kind in KINDS if any(m["latency_kind"] == kind for m in [*front["members"], *front["references"]])]
-    where = (
-        f"Latency and memory of the process: {', '.join(kinds)}, {target.get('name')}, {target.get('threads')} thread, "
-        f"{target.get('precision')}, {target.get('window')} samples a window ({front.get('machine')}); predicted: "
-        f"{PROMISES.get(front.get('latency_kind') or '', '')}."
-    )
-    spent = ", ".join(f"{what} {in_words(seconds)}" for what, seconds in front["ledger"].items())
-    return (
-        f"Scores: {front['split']} split, 95 % intervals over speakers; changes against the teacher, paired. {where} "
-        f"Budget {front['budget']}, spent: {spent}."
-    )
-
-
-def rich_table(front: Mapping[str, Any]) -> Table:
-    title = f"{front['study']}{' (synthetic speech)' if front['synthetic'] else ''}: {len(front['members'])} on the front"
-    table = Table(title=title, caption=caption(front), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in (COLUMNS[0], *COLUMNS[2:]):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
-    for name, aliases, *figures in rows(front):  # aliases and intervals below: side by side fits no terminal
-        cells = [f"{name}\n{aliases}".strip(), *(cell.replace(" [", "\n[") for cell in figures)]
-        table.add_row(*map(escape, cells))
-    return table
-
-
-def markdown(front: Mapping[str, Any]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(front))]
-    return "\n".join([*lines, "", caption(front), "", *(f"- {note}" for note in front["notes"])]) + "\n"
-
-
-def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:
-    """front.json, front.md and front.png in the study folder; returns the pictures."""
-    study.write_json(FRONT_FILE, front)
-    (study.folder / "front.md").write_text(markdown(front))
-    return [plot_front(front, study.folder / "front.png"), *plot_latency(front, study.folder / "latency.png")]

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from nas.stages.finalise import PREDICTED
+from nas.stages.finals import PREDICTED
 
 Member = dict[str, Any]
 

@@ -12,10 +12,12 @@ import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.target import load_target
-from nas.report.front import Member
-from nas.stages.finalise import Final, read_finals
+from nas.report.front import Member, build_front
+from nas.report.table import write_report
+from nas.stages.finals import Final, read_finals
 from nas.study.folder import Study
 from nas.tracking.mirror import Tracking
+from nas.tracking.models import log_model, register
 from nas.tracking.registry import resolve_model
 from nas.worker.context import Context
 from trainers.learning.batches import cut, window_starts
@@ -24,6 +26,26 @@ from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
 MODEL_FILE, CLIPS_FILE = "model.json", "clips.npy"
 PARITY_CLIPS = 32
 FULL_SCALE = 32767
+
+
+def report(context: Context, tracking: Tracking) -> dict[str, Any]:
+    """Writes the front to the study folder and to MLflow, which then has all of the study, also what it missed before.
+
+    Raises ValueError when MLflow does not take it: nothing is lost then, and resuming the study logs it again.
+    """
+    study = context.study
+    write_report(study, build_front(study))
+    try:
+        for candidate in study.candidates():
+            tracking.log_candidate(candidate)
+        front = build_front(study, log_finals(study, tracking))
+        publish(context, tracking, front, write_report(study, front))
+    except Exception as error:  # MLflow's and its transports' many kinds
+        raise ValueError(
+            f"MLflow did not take the results ({str(error).splitlines()[0]}); the front is in {study.folder}, and "
+            f"`srlnas search --resume {study.config.name}` logs it again"
+        ) from error
+    return front
 
 
 def log_finals(study: Study, tracking: Tracking) -> dict[str, str]:
@@ -53,8 +75,9 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
     for member in front["members"]:
         with tempfile.TemporaryDirectory() as folder:
             _fill_model_folder(context, front, member, Path(folder))
-            model_id = tracking.log_model(member["run_id"], member["name"], Path(folder), metrics=member["scores"])
-        tracking.register(
+            model_id = log_model(tracking, member["run_id"], member["name"], Path(folder), metrics=member["scores"])
+        register(
+            tracking.client,
             study.config.name,
             model_id,
             aliases=member["aliases"],

@@ -55,11 +55,6 @@ def wanted_candidates(seconds: float) -> int:
     return min(200, max(16, round(16 * math.sqrt(seconds / 600))))
 
 
-def resources_of(config: StudyConfig, budget: Budget) -> float:
-    """What one worker holds of the budget's resource."""
-    return config.gpus if budget.resource == "gpu" else config.cpus
-
-
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Predicted resource-seconds by `steps`, those of a candidate's last rung where the configuration names none. warm: candidates
@@ -135,7 +130,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     candidate and its references, or not the rungs.
     """
     left = max(0.0, budget.seconds - spent)
-    costs = Costs(config=config, resources=resources_of(config, budget), pace=pace, sizes=sizes, warm=False)
+    costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False)
     costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
     least = costs.least(check_rungs(config))
     if least > left:

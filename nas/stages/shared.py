@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nas.stages.plan import Plan, named_file
+from nas.study.budget import Account
 from nas.worker.cluster import run_tasks, train_shared
 from nas.worker.context import Context, space_of
 from nas.worker.evaluate import SHARED_FILE
@@ -16,7 +17,7 @@ from trainers.learning.resume import read_position
 SPENT_ON = "shared student"
 
 
-def prepare_shared(context: Context, plan: Plan, resources: float, tick: Callable[[float, float], None]) -> None:
+def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callable[[float, float], None]) -> None:
     """Makes it, where the plan has one and the study folder has not: from the file that was named, from what another study of the
     same teacher, corpus, space and recipe left in the cache, or in a worker, and charged.
 
@@ -35,8 +36,7 @@ def prepare_shared(context: Context, plan: Plan, resources: float, tick: Callabl
 
     def charge(_: int, wall: float) -> None:
         nonlocal seconds
-        seconds += wall * resources
-        study.ledger.charge(SPENT_ON, wall * resources)
+        seconds += account.charge(SPENT_ON, wall)
         tick(seconds, max(wanted, seconds))
 
     task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps})

@@ -76,6 +76,37 @@ class Ledger:
         return sum(self.totals.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a study may spend, what it has spent, and how much a second of its trainings costs.
+
+    resources: of the budget's resource (cores, or a share of a GPU), that one training holds. workers: trainings at once.
+    """
+
+    budget: Budget
+    ledger: Ledger
+    resources: float
+    workers: int
+
+    @property
+    def left(self) -> float:
+        """Resource-seconds; below zero when more was spent than the budget."""
+        return self.budget.seconds - self.ledger.spent
+
+    @property
+    def core(self) -> float:
+        """Of the budget's resource, what one core of the driver is."""
+        return float(self.budget.resource == "cpu")
+
+    def spent_on(self, what: str) -> float:
+        return self.ledger.by_purpose().get(what, 0.0)
+
+    def charge(self, what: str, seconds: float) -> float:
+        """Of one training's wall seconds. Returns the resource-seconds."""
+        self.ledger.charge(what, seconds * self.resources)
+        return seconds * self.resources
+
+
 def append_line(path: Path, fields: dict[str, Any] | str) -> None:
     """One line of JSON, on disk before the call returns."""
     text = fields if isinstance(fields, str) else json.dumps(fields)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from nas.study.budget import Budget
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Mode
 
@@ -77,6 +78,10 @@ class StudyConfig:
                 "a study trains whole students for both tasks: leave keywords, speakers and frozen out of the recipe; "
                 "`srlnas reproduce` compares them"
             )
+
+    def held(self, budget: Budget) -> float:
+        """What one worker holds of the budget's resource."""
+        return self.gpus if budget.resource == "gpu" else self.cpus
 
     def write(self, path: Path) -> None:
         """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""

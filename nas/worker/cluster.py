@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from nas.study.budget import Budget
+from nas.study.budget import Account, Budget
 from nas.study.config import StudyConfig
+from nas.study.folder import Study
 
 Item = TypeVar("Item")
 ANSWER_SECONDS = 5
@@ -82,6 +83,12 @@ def workers(config: StudyConfig, budget: Budget) -> int:
     return int(possible)
 
 
+def account_of(study: Study, budget: Budget) -> Account:
+    """What the study's trainings may spend here. Raises ValueError as `workers`."""
+    at_once = workers(study.config, budget)
+    return Account(budget=budget, ledger=study.ledger, resources=study.config.held(budget), workers=at_once)
+
+
 def on_a_gpu(function: Callable[[str], Item], text: str) -> Item:
     """What a function gives that has a whole GPU to itself."""
     found: Item = ray.get(ray.remote(function).options(num_gpus=1, max_retries=0).remote(text))
@@ -130,7 +137,7 @@ def run_tasks(
     workers: int,
     *,
     function: Callable[[str], dict[str, Any]] = run_task,
-    charge: Callable[[Item, float], None],
+    charge: Callable[[Item, float], object],
     tick: Callable[[float], None],
     admit: Callable[[Item, Sequence[tuple[Item, float]]], bool] = lambda item, running: True,
 ) -> Iterator[tuple[Item, dict[str, Any]]]:

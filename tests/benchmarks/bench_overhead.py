@@ -16,6 +16,7 @@ import nas.stages.explore
 from nas.device.known import prepare_device
 from nas.proposals.scheduler import RungScheduler
 from nas.proposals.searcher import StudySearcher
+from nas.stages.admission import Admission
 from nas.stages.pace import Pace
 from nas.stages.plan import Plan
 from nas.study.budget import Budget
@@ -93,10 +94,11 @@ def run(folder: Path, candidates: int) -> dict[str, float]:
     pace = Pace(per_clip=1e-6, per_mac=0.0, scored=0, batch=16)
     sizes = list[tuple[int, float]]()
     tracking = open_tracking("sqlite:///runs.db", "overhead")
-    exploration = nas.stages.explore.Exploration(context, plan, pace, budget, tracking, noted(sizes))
+    admission = Admission(context, plan, pace, cluster.account_of(study, budget))
+    exploration = nas.stages.explore.Exploration(admission, tracking, noted(sizes))
     assert space_of(context).size > candidates
     began = time.perf_counter()
-    exploration.run(cluster.workers(config, budget))
+    exploration.run()
     total = time.perf_counter() - began
     trained = sum(candidate.state in ("complete", "stopped") for candidate in study.candidates())
     settled = sizes[int(SETTLED * len(sizes))][1]

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from nas.stages.finalise import read_finals
+from nas.stages.finals import read_finals
 from nas.study.folder import open_folder
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

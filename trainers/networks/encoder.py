@@ -56,7 +56,8 @@ def _filled_groups(x_btc: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, 
     missing = AMX_CHANNELS - weight.shape[1]
     if groups == 1 or missing <= 0 or not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported()):
         return x_btc, weight
-    return F.pad(x_btc.unflatten(-1, (groups, -1)), (0, missing)).flatten(-2), F.pad(weight, (0, 0, 0, 0, 0, missing))
+    x_btgc = x_btc.reshape(*x_btc.shape[:-1], groups, -1)
+    return F.pad(x_btgc, (0, missing)).flatten(-2), F.pad(weight, (0, 0, 0, 0, 0, missing))
 
 
 class TimeNorm(nn.GroupNorm):

@@ -18,7 +18,8 @@ from nas.device.calibrate import calibration_students, profile_from, read_taken
 from nas.device.known import known_profile, machine_speed
 from nas.device.latency import LATENCY_COSTS, LEAST_DATA_SHEET_FACTOR, data_sheet_scale, latency_counts, memory_counts
 from nas.device.profile import Profile, device_of, profile_path, read_profile, write_profile
-from nas.stages.finalise import Final, with_surprises
+from nas.stages.finals import Final
+from nas.stages.measure import with_surprises
 from search_spaces.architecture import Architecture, Baseline, Geometry, Network
 from search_spaces.catalog import CATALOG, find_space
 from search_spaces.cost import cost

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nas.report.front import build_front, caption, markdown, rows, write_report
-from nas.stages.finalise import FINALS_FILE, Final
+from nas.report.front import build_front
+from nas.report.table import caption, markdown, rows, write_report
+from nas.stages.finals import FINALS_FILE, Final
 from nas.study.budget import append_line
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.stages.explore import checked
-from nas.stages.finalise import choose_finalists, spread
+from nas.stages.admission import checked
+from nas.stages.finalists import choose_finalists, spread
 from nas.stages.pace import CUDA_BYTES, Pace, Sizes, gpu_share
 from nas.stages.plan import (
     FEWEST_STEPS,

@@ -23,6 +23,7 @@ from nas.study.candidates import Candidate, State
 from nas.study.config import check_name
 from nas.tracking.connection import default_tracking_uri, ui_command
 from nas.tracking.mirror import Tracking, open_tracking
+from nas.tracking.models import log_model, register
 from nas.tracking.registry import resolve_model
 from search_spaces.architecture import Architecture
 
@@ -117,9 +118,9 @@ def _write_study(uri: str, model_folder: Path, plot: Path) -> Tracking:
         "finalist-1", kind="finalist", params={"width": 128, "heads": (2, 1)}, metrics={"eer": 4.5}, tags={"seed": 3}
     )
     tracking.log_run("teacher", kind="reference", metrics={"eer": 2.5, "keyword_error": float("nan")})
-    model_id = tracking.log_model(finalist, "finalist-1", model_folder, metrics={"latency_ms": 4.2}, params={"width": 128})
+    model_id = log_model(tracking, finalist, "finalist-1", model_folder, metrics={"latency_ms": 4.2})
     tags = {"latency_ms": 4.2, "target": "cortex-a53"}
-    tracking.register("demo", model_id, aliases=("knee", "most-accurate"), tags=tags, description="synthetic")
+    register(tracking.client, "demo", model_id, aliases=("knee", "most-accurate"), tags=tags, description="synthetic")
     front = {"objectives": ["eer"], "members": [json.loads(candidate.to_json()) for candidate in CANDIDATES[:2]]}
     tracking.log_front(front, plots=[plot], metrics={"hypervolume": 0.25})
     tracking.finish()
@@ -283,8 +284,8 @@ def test_a_run_without_a_model_and_a_registry_without_models(uri: str) -> None:
 def test_other_files_make_another_model_and_aliases_move(study: Tracking, model_folder: Path) -> None:
     finalist = study.children["finalist/finalist-1"]
     (model_folder / "model.onnx").write_bytes(b"better")
-    model_id = study.log_model(finalist, "finalist-1", model_folder)
-    assert study.register("demo", model_id, aliases=["knee"]) == 2
+    model_id = log_model(study, finalist, "finalist-1", model_folder)
+    assert register(study.client, "demo", model_id, aliases=["knee"]) == 2
     assert int(study.client.get_model_version_by_alias("demo", "knee").version) == 2
     assert int(study.client.get_model_version_by_alias("demo", "most-accurate").version) == 1
     assert (resolve_model(finalist, study.uri).folder / "model.onnx").read_bytes() == b"better"
@@ -293,7 +294,7 @@ def test_other_files_make_another_model_and_aliases_move(study: Tracking, model_
 def test_an_upload_that_was_cut_off_is_done_again(study: Tracking, model_folder: Path) -> None:
     finalist = study.children["finalist/finalist-1"]
     cut = study.client.create_logged_model(study.experiment_id, "second", finalist, tags={"srlnas.digest": "x"})
-    model_id = study.log_model(finalist, "second", model_folder)
+    model_id = log_model(study, finalist, "second", model_folder)
     ids = {model.model_id for model in study.client.search_logged_models([study.experiment_id])}
     assert model_id in ids
     assert cut.model_id not in ids
@@ -302,7 +303,7 @@ def test_an_upload_that_was_cut_off_is_done_again(study: Tracking, model_folder:
 def test_an_empty_folder_is_no_model(study: Tracking, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="nothing has no files"):
-        study.log_model(study.children["finalist/finalist-1"], "x", tmp_path / "nothing")
+        log_model(study, study.children["finalist/finalist-1"], "x", tmp_path / "nothing")
 
 
 def test_artifacts_lie_beside_the_database_and_nothing_elsewhere(study: Tracking, tmp_path: Path) -> None:

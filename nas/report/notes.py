@@ -1,0 +1,112 @@
+"""What a reader of a front must not overlook, in sentences: each a function of the front, which is silent where it has no say."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nas.stages.finals import PREDICTED, as_predicted
+from nas.study.pareto import dominates
+
+SMALL, CLOSE = 0.25, 3.0  # "small and close": at most a quarter of the teacher, within 3 points of both its scores
+
+Front = Mapping[str, Any]
+Member = Mapping[str, Any]
+
+
+def notes(front: Front) -> list[str]:
+    said = [note for find in (_synthetic, _disturbances, _disturbed) for note in find(front)]
+    if front["stage"] == "search":
+        return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
+    return said + [note for find in FINAL_NOTES for note in find(front)]
+
+
+def _synthetic(front: Front) -> Iterator[str]:
+    if front["synthetic"]:
+        yield "These results are synthetic: the speech was made by espeak-ng."
+
+
+def _disturbances(front: Front) -> Iterator[str]:
+    if front.get("disturbances"):
+        yield f"{front['disturbances']}."
+
+
+def _disturbed(front: Front) -> Iterator[str]:
+    if names := [m["name"] for m in [*front["members"], *front["references"]] if m.get("latency_marks")]:
+        yield f"Measured on a machine that did not keep its pace: {', '.join(names)}."
+
+
+def _beside_the_papers_student(front: Front) -> Iterator[str]:
+    if paper := _reference(front, "paper's student"):
+        better = [m["name"] for m in front["members"] if dominates(_tested(m), _tested(paper))]
+        yield (
+            f"Better than the paper's student in keyword error, EER and latency at once (test): {', '.join(better)}."
+            if better
+            else "No member is better than the paper's student in keyword error, EER and latency at once (test)."
+        )
+
+
+def _small_and_close(front: Front) -> Iterator[str]:
+    if teacher := _reference(front, "teacher"):
+        close = [m["name"] for m in front["members"] if m["size_ratio"] <= SMALL and _within(m, teacher, CLOSE)]
+        said = f"At most {SMALL:.0%} of the teacher's params and within {CLOSE:g} points of its accuracy and EER (test): "
+        yield f"{said}{', '.join(close) or 'none'}."
+
+
+def _beaten_by_the_baseline(front: Front) -> Iterator[str]:
+    baseline = _reference(front, "BC-ResNet")
+    if beaten := [m["name"] for m in front["members"] if baseline and dominates(_tested(baseline), _tested(m))]:
+        said = "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
+        yield f"{said}{', '.join(beaten)}."
+
+
+def _predictions(front: Front) -> Iterator[str]:
+    if measured := [member for member in front["members"] if PREDICTED in member["scores"]]:
+        outside = [member for member in measured if not as_predicted(member["scores"])]
+        off = np.mean([abs(m["scores"][PREDICTED] / m["latency_ms"] - 1) for m in measured])
+        refitted = "; the model was fitted again" if any(not m["latency_marks"] for m in outside) else ""
+        yield (
+            f"Latency as predicted before training, on average {100 * off:.1f} % off: {len(measured) - len(outside)} of "
+            f"{len(measured)} members were measured within the interval{refitted}."
+        )
+
+
+def _shared_start(front: Front) -> Iterator[str]:
+    if any(member["start"] == "shared student" for member in front["members"]):
+        yield (
+            "Members began with the weights of the search's shared student and were tuned for as many updates as references were "
+            "distilled and tuned; its own training is in the ledger."
+        )
+
+
+def _knee_from_scratch(front: Front) -> Iterator[str]:
+    scratch = _reference(front, "knee from scratch")
+    knee = next((member for member in front["members"] if "knee" in member["aliases"]), None)
+    if scratch and knee and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
+        yield (
+            "The knee's architecture trained from scratch, with as many updates, is not worse in both scores (test): "
+            "distillation did not pay at this length."
+        )
+
+
+FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
+    _beside_the_papers_student,
+    _small_and_close,
+    _beaten_by_the_baseline,
+    _predictions,
+    _shared_start,
+    _knee_from_scratch,
+)
+
+
+def _reference(front: Front, role: str) -> Member | None:
+    return next((reference for reference in front["references"] if reference["role"] == role), None)
+
+
+def _tested(member: Member) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+    """Objectives of the test split."""
+    return np.array([member["scores"]["test_keyword_error"], member["scores"]["test_eer"], member["latency_ms"]])
+
+
+def _within(member: Member, teacher: Member, points: float) -> bool:
+    return all(member["scores"][f"test_{name}"] - teacher["scores"][f"test_{name}"] <= points for name in ("keyword_error", "eer"))

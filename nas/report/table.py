@@ -1,0 +1,97 @@
+"""A front as a table for a terminal and for Markdown, and the files of a report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from nas.report.front import FRONT_FILE, Member
+from nas.report.plots import plot_front, plot_latency
+from nas.stages.finals import PREDICTED
+from nas.study.budget import in_words
+from nas.study.candidates import KINDS
+from nas.study.folder import Study
+
+PROMISES = {
+    "calibrated": "calibrated, 90 % intervals",
+    "data sheet": "data sheet, a factor of two or more either way",
+}
+COLUMNS = ("name", "alias", "params", "size", "accuracy %", "change", "EER %", "change", "latency ms", "predicted", "memory MB")
+
+
+def rows(front: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows: members from the fastest, then references. Test scores once there are any, else validation scores."""
+    return [_row(member, front["split"]) for member in [*front["members"], *front["references"]]]
+
+
+def _row(member: Member, split: str) -> tuple[str, ...]:
+    scores, prefix, change = member["scores"], "test_" if split == "test" else "", member.get("change")
+    measured = member["latency_kind"] == "measured" and PREDICTED in scores
+    error, eer = f"{prefix}keyword_error", f"{prefix}eer"
+    ratio = member["size_ratio"]
+    return (
+        member["name"] if member["role"] in ("finalist", "candidate") else member["role"],
+        ", ".join(member.get("aliases", [])),
+        f"{member['params'] / 1e6:.2f} M",
+        f"{100 * (ratio - 1):+.0f} %" if ratio and member["role"] != "teacher" else "",
+        _interval(100 - scores[error], 100 - scores[f"{error}_high"], 100 - scores[f"{error}_low"]),
+        _change(change, "accuracy"),
+        _interval(scores[eer], scores[f"{eer}_low"], scores[f"{eer}_high"]),
+        _change(change, "eer"),
+        f"{member['latency_ms']:.2f}" if measured else "",
+        _three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
+        f"{scores['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in scores else "",
+    )
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _three(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _change(change: Mapping[str, Any] | None, name: str) -> str:
+    return f"{change[name]['value']:+.1f} [{change[name]['low']:+.1f}, {change[name]['high']:+.1f}]" if change else ""
+
+
+def caption(front: Mapping[str, Any]) -> str:
+    target = front.get("target") or {}
+    kinds = [kind for kind in KINDS if any(m["latency_kind"] == kind for m in [*front["members"], *front["references"]])]
+    where = (
+        f"Latency and memory of the process: {', '.join(kinds)}, {target.get('name')}, {target.get('threads')} thread, "
+        f"{target.get('precision')}, {target.get('window')} samples a window ({front.get('machine')}); predicted: "
+        f"{PROMISES.get(front.get('latency_kind') or '', '')}."
+    )
+    spent = ", ".join(f"{what} {in_words(seconds)}" for what, seconds in front["ledger"].items())
+    return (
+        f"Scores: {front['split']} split, 95 % intervals over speakers; changes against the teacher, paired. {where} "
+        f"Budget {front['budget']}, spent: {spent}."
+    )
+
+
+def rich_table(front: Mapping[str, Any]) -> Table:
+    title = f"{front['study']}{' (synthetic speech)' if front['synthetic'] else ''}: {len(front['members'])} on the front"
+    table = Table(title=title, caption=caption(front), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in (COLUMNS[0], *COLUMNS[2:]):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for name, aliases, *figures in rows(front):  # aliases and intervals below: side by side fits no terminal
+        cells = [f"{name}\n{aliases}".strip(), *(cell.replace(" [", "\n[") for cell in figures)]
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def markdown(front: Mapping[str, Any]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(front))]
+    return "\n".join([*lines, "", caption(front), "", *(f"- {note}" for note in front["notes"])]) + "\n"
+
+
+def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:
+    """front.json, front.md and front.png in the study folder; returns the pictures."""
+    study.write_json(FRONT_FILE, front)
+    (study.folder / "front.md").write_text(markdown(front))
+    return [plot_front(front, study.folder / "front.png"), *plot_latency(front, study.folder / "latency.png")]

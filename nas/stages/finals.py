@@ -1,0 +1,61 @@
+"""Trainings at full length, finalists and references: what `finals.jsonl` has of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from nas.study.budget import append_line, read_lines
+from nas.study.candidates import Kind, values_of
+from nas.study.folder import Study
+from nas.worker.task import Start
+from search_spaces.architecture import Network, network_from_dict
+
+Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch"]
+FINALS_FILE = "finals.jsonl"
+PREDICTED = "predicted_latency_ms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate.
+    latency_kind: predicted until the student itself was measured, after training; then `scores` has predicted_* too.
+    latency_marks: what speaks against that measurement."""
+
+    name: str
+    role: Role
+    architecture: Network
+    start: Start
+    distill_steps: int
+    finetune_steps: int
+    candidate: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    latency_kind: Kind = "calibrated"
+    latency_marks: tuple[str, ...] = ()
+    error: str | None = None
+
+    def objectives(self) -> list[float]:
+        return values_of(self.scores)
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "architecture": json.loads(self.architecture.to_json())}, sort_keys=True)
+
+
+def read_finals(study: Study) -> list[Final]:
+    """The latest record of each training at full length."""
+    lines = [{**line, "architecture": network_from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)]
+    return list({line["name"]: Final(**line) for line in lines}.values())
+
+
+def record_final(study: Study, final: Final) -> None:
+    append_line(study.folder / FINALS_FILE, final.to_json())
+
+
+def is_done(study: Study, final: Final) -> bool:
+    """What failed is not: it is tried again when the study is resumed."""
+    return any(done.name == final.name and done.scores for done in read_finals(study))
+
+
+def as_predicted(scores: Mapping[str, float]) -> bool:
+    """Whether the measured latency lies in the interval that was predicted for it."""
+    return scores["predicted_latency_low"] <= scores["latency_ms"] <= scores["predicted_latency_high"]

@@ -1,0 +1,61 @@
+"""From a budget to a plan: a few updates timed on this machine, what they let the budget buy, and how that is told."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+
+from nas.stages.pace import Pace, probe, sizes
+from nas.stages.plan import SEARCH_SHARE, Plan, make_plan
+from nas.stages.preparation import BEFORE_SEARCH, PROBE, driver_resources
+from nas.study.budget import Account, in_words
+from nas.study.progress import progress
+from nas.worker.context import Context, space_of
+
+PLAN_FILE = "plan.json"
+
+
+def planned(context: Context, account: Account, console: Console) -> tuple[Plan, Pace]:
+    """The plan that a study began with (with its share of a budget that was raised since), or a new one from a measured probe."""
+    study, config = context.study, context.study.config
+    recorded = study.read_json(PLAN_FILE)
+    if recorded:
+        plan = Plan(**recorded["plan"])
+        left = account.budget.seconds - sum(map(account.spent_on, BEFORE_SEARCH))
+        search = left * SEARCH_SHARE - plan.shared_seconds
+        plan = dataclasses.replace(plan, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
+        return plan, Pace(**recorded["pace"])
+    space, on_driver = space_of(context), driver_resources(account.budget)
+    with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):
+        pace = probe(context, space)
+    plan = make_plan(config, account.budget, study.ledger.spent, pace, sizes(context, space))
+    study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
+    return plan, pace
+
+
+@contextmanager
+def threads(cpus: float) -> Iterator[None]:
+    """A worker's number of threads, so that the probe times what a worker will do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def describe_plan(plan: Plan, account: Account) -> str:
+    lengths, workers, resources = plan.lengths(), account.workers, account.resources
+    rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
+    share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
+    wall = plan.shared_seconds / resources + (plan.search_seconds + plan.final_seconds) / (workers * resources)
+    shared = f"  a shared student of {plan.shared_steps:,} steps in {in_words(plan.shared_seconds)}\n" if plan.shared_steps else ""
+    return (
+        f"plan: {account.budget}, {in_words(account.ledger.spent)} spent so far; {workers} trainings at once, about "
+        f"{in_words(wall)} to go\n{shared}"
+        f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
+        f"{rungs}{share}\n"
+        f"  then about {plan.finalists} finalists and 4 references in {in_words(plan.final_seconds)}, as long as that allows"
+    )

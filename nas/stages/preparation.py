@@ -1,0 +1,125 @@
+"""Before a search: what can be seen wrong at once, then speech, teacher states, and a worker's share of a GPU."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from deploy.measure import device_facts
+from deploy.target import load_target
+from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
+from nas.stages.pace import measured_gpu_share
+from nas.stages.plan import check_rungs, named_file
+from nas.study.budget import Account, Budget, parse_budget
+from nas.study.config import StudyConfig
+from nas.study.folder import Study
+from nas.study.progress import progress
+from nas.tracking.connection import connect as connect_mlflow
+from nas.tracking.connection import default_tracking_uri
+from nas.worker import cluster
+from nas.worker.context import Context, cost_of, open_context
+from search_spaces.catalog import CATALOG, find_space
+from trainers.learning.elastic import check_shared
+from trainers.learning.precision import pick_device
+from trainers.teacher.teacher import load_teacher
+
+PREPARED_FILE = "prepared.json"
+BEFORE_SEARCH = CALIBRATION, PREPARATION, PROBE = "calibration", "preparation", "probe"  # purposes in the ledger
+
+
+def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
+    """Raises ValueError, before a study folder is made, for what can be seen wrong without reading the corpus."""
+    budget = parse_budget(config.budget)
+    check_rungs(config)
+    if config.space not in CATALOG:
+        raise ValueError(f"there is no space {config.space!r}; known are {', '.join(sorted(CATALOG))}")
+    for path in (*config.data, config.trials, config.noise):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"there is no file {path}")
+    load_target(config.target)
+    teacher = load_teacher(config.teacher)
+    if (shared := named_file(config.warm_start)) is not None:
+        if not shared.is_file():
+            raise ValueError(f"warm_start is {config.warm_start!r}: neither on, off, auto nor a file")
+        check_shared(shared, find_space(config.space, teacher.architecture, teacher.geometry), teacher, config.recipe)
+    connect_mlflow(config.tracking_uri or default_tracking_uri())
+    cluster.connect(ray_address)
+    cluster.workers(config, budget)
+
+
+def check_target(config: StudyConfig) -> None:
+    """Raises ValueError where the target's profile is of no use to this search."""
+    known_profile(load_target(config.target), load_teacher(config.teacher).geometry, config.recipe.heads)
+
+
+def prepare(study: Study, budget: Budget, console: Console) -> Context:
+    """Decodes the corpus, computes the teacher's states; charged, nothing done twice."""
+    on_driver = driver_resources(budget)
+    with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
+        context = open_context(study, tick)
+    stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
+    console.print(
+        f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
+        f"states of {len(context.targets.rows):,} windows {stated}"
+    )
+    if context.corpus.skipped:
+        clip, reason = context.corpus.skipped[0]
+        console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")
+    study.write_json(PREPARED_FILE, facts(context))
+    return context
+
+
+def sized(context: Context, budget: Budget) -> Context:
+    """With the share of a GPU that a worker takes, measured on one where the user named none; charged."""
+    if context.study.config.gpus or budget.resource == "cpu":
+        return context
+    with context.study.ledger.timing(PROBE, 1.0):
+        share = cluster.on_a_gpu(measured_gpu_share, str(context.study.folder.resolve()))
+    return dataclasses.replace(context, study=context.study.changed(gpus=share))
+
+
+def calibrate_target(context: Context, account: Account, console: Console) -> None:
+    """Finds what the target needs for a student, in its profile, or measured now, and charged; says which."""
+    study = context.study
+    if not is_prepared(study) or not is_of_this_machine(study_profile(study)):  # a study may go on elsewhere
+        with study.ledger.timing(CALIBRATION, account.core), progress(console, "calibration") as tick:
+            prepare_device(study, context.teacher, tick)
+    kind, target = context.device.latency_model.kind, context.target
+    console.print(f"latency and memory on {target.name}: {kind}, {target.threads} thread, {target.precision}")
+    profile = study_profile(study)
+    if profile.disturbances:
+        console.print(profile.disturbances)
+    measured = {
+        "latency_kind": kind,
+        "disturbances": profile.disturbances,
+        "machine": f"{described(profile.device)}{', scaled by the data sheet' if kind == 'data sheet' else ''}",
+    }
+    study.write_json(PREPARED_FILE, {**study.read_json(PREPARED_FILE), **measured})
+
+
+def facts(context: Context) -> dict[str, Any]:
+    """What a report says of the study beside its results."""
+    return {
+        "synthetic": context.corpus.synthetic,
+        "teacher": context.teacher.name,
+        "teacher_params": cost_of(context, context.teacher.architecture, context.teacher.encoder.geometry).params,
+        "target": dataclasses.asdict(context.target),
+        "machine": described(device_facts()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def described(device: Mapping[str, Any]) -> str:
+    return f"{device['cpu']}, {device['cores']} cores, onnxruntime {device['onnxruntime']}"
+
+
+def driver_resources(budget: Budget) -> float:
+    """What a step in the driver holds of the budget's resource: torch's threads, or the GPU that it computes on."""
+    return float(torch.get_num_threads()) if budget.resource == "cpu" else float(pick_device().type == "cuda")

@@ -1,0 +1,60 @@
+"""What is written down of candidates in training: their states in the study folder and in MLflow, their seconds in the ledger."""
+
+import time
+from dataclasses import dataclass, replace
+
+from nas.stages.admission import SPENT_ON
+from nas.study.budget import Account
+from nas.study.candidates import Candidate
+from nas.study.folder import Study
+from nas.tracking.mirror import Tracking
+from nas.tracking.outage import Outage
+
+
+@dataclass
+class Running:
+    """A candidate in training. since: when what it runs now was last charged."""
+
+    candidate: Candidate
+    since: float
+
+
+class Records:
+    """Of what runs, the latest record is here too; all else is in the study folder."""
+
+    def __init__(self, study: Study, account: Account, tracking: Tracking) -> None:
+        self.study, self.account, self.tracking, self.outage = study, account, tracking, Outage("the search")
+        self.running = dict[int, Running]()
+
+    def candidates(self, but: int | None = None) -> list[Candidate]:
+        """Those in training, but one."""
+        return [running.candidate for number, running in self.running.items() if number != but]
+
+    def begin(self, candidate: Candidate) -> None:
+        self.running[candidate.number] = Running(candidate=candidate, since=time.monotonic())
+        self.study.record(candidate)
+
+    def charged(self, number: int) -> Candidate:
+        """A candidate in training, its time until now paid."""
+        running, now = self.running[number], time.monotonic()
+        seconds = self.account.charge(SPENT_ON, now - running.since)
+        running.candidate, running.since = replace(running.candidate, seconds=running.candidate.seconds + seconds), now
+        return running.candidate
+
+    def charge_all(self, interval: float = 0.0) -> None:
+        """Charges those that were not charged for `interval` seconds."""
+        for number, running in self.running.items():
+            if time.monotonic() - running.since >= interval:
+                self.charged(number)
+
+    def record(self, candidate: Candidate) -> None:
+        """A new state. MLflow may be away: the report logs again what it missed."""
+        run_id = self.outage.passed_over(lambda: self.tracking.log_candidate(candidate))
+        candidate = replace(candidate, run_id=run_id or candidate.run_id)
+        if candidate.number in self.running:
+            self.running[candidate.number].candidate = candidate
+        self.study.record(candidate)
+
+    def end(self, number: int) -> Candidate:
+        (self.study.folder / "distilled" / f"candidate-{number}.safetensors").unlink(missing_ok=True)
+        return self.running.pop(number).candidate
