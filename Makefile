@@ -3,7 +3,7 @@ BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow bench-teacher bench-recipe bench-latency bench-search bench-overhead install clean
+.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -13,6 +13,9 @@ test: lint
 
 slow: install
 	$(RUN)/python -m pytest -q -m slow
+
+commands: install
+	$(RUN)/python tests/commands/commands.py > tests/commands/commands.txt
 
 bench-teacher: install
 	$(RUN)/python tests/benchmarks/bench_teacher.py

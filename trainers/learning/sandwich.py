@@ -1,6 +1,6 @@
 """Training of the shared student by the sandwich rule (Yu and Huang, arXiv 1903.05134): every batch trains a largest, a smallest
-and a random member, whose gradients are summed. It is distilled, then tuned on both tasks: candidates that began with weights
-which were distilled alone had twice the keyword error after as many updates.
+and a random member, whose gradients are summed. It is distilled, then tuned on both tasks. Rates and
+lengths were found by trial: `tests/benchmarks/README.md`.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from trainers.learning.targets import Targets
 
 Progress = Callable[[int, int], None]
 CHECKPOINT_STEPS = 200
-RATE = 1.5  # of the shared student's fine-tuning over a candidate's: 2 gave much worse members, 4 hopeless ones, 1.2 a little worse
-TUNED = 4  # steps of fine-tuning for each of distillation: 1,296 after 324 gave far better members than 972 did
+RATE = 1.5  # of the shared student's fine-tuning over a candidate's
+TUNED = 4  # steps of fine-tuning for each of distillation
 
 
 def train_shared(
