@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from nas.tracking.connection import ENVIRONMENT
-from trainers.speech.corpora import Corpus, load_corpus
+from trainers.speech.corpora import Corpus
+from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import write_corpus
 from trainers.speech.synthetic import speak_corpus
 from trainers.teacher.teacher import Teacher, load_teacher

@@ -88,8 +88,9 @@ def check(
     """Decode a corpus and report clips, hours, keywords, speakers, splits and unreadable files."""
     from nas.cli.describe import check_lines
     from nas.study.progress import console, progress
-    from trainers.speech.corpora import check_trainable, describe, load_corpus
-    from trainers.speech.trials import load_trials
+    from trainers.speech.corpora import check_trainable, describe
+    from trainers.speech.loading import load_corpus
+    from trainers.speech.trial_lists import load_trials
 
     with progress(console(stderr=True), "decoding") as tick:
         loaded = load_corpus(corpus, cache, tick)

@@ -35,8 +35,10 @@ def probe(
     from trainers.learning.precision import pick_device
     from trainers.probing.pooled import Bench
     from trainers.probing.probe import probe_teachers
-    from trainers.speech.corpora import check_trainable, load_corpus
-    from trainers.speech.trials import load_trials, make_trials
+    from trainers.speech.corpora import check_trainable
+    from trainers.speech.loading import load_corpus
+    from trainers.speech.trial_lists import load_trials
+    from trainers.speech.trials import make_trials
     from trainers.teacher.teacher import load_teacher
 
     if not 1 <= seeds <= MOST_SEEDS:

@@ -83,7 +83,7 @@ def pretrain(
     from nas.worker.context import embedded_corpus
     from trainers.networks.dimensions import dimensions
     from trainers.pretraining.pretrain import PretrainRecipe
-    from trainers.speech.corpora import load_corpus
+    from trainers.speech.loading import load_corpus
     from trainers.teacher.writer import teacher_shape
 
     recipe = PretrainRecipe(

@@ -23,9 +23,11 @@ from trainers.learning.precision import pick_device
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.baselines import counted_cost
 from trainers.networks.student import Student
-from trainers.speech.corpora import Corpus, check_trainable, load_corpus
+from trainers.speech.corpora import Corpus, check_trainable
+from trainers.speech.loading import load_corpus
 from trainers.speech.synthetic import speak_corpus
-from trainers.speech.trials import Trials, load_trials, make_trials
+from trainers.speech.trial_lists import load_trials
+from trainers.speech.trials import Trials, make_trials
 from trainers.teacher.teacher import Teacher, load_teacher
 
 

@@ -26,7 +26,8 @@ from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state, write_state
 from trainers.learning.sandwich import train_shared
 from trainers.learning.scoring import score
-from trainers.learning.streams import Share, alone, shared
+from trainers.learning.sharing import shared
+from trainers.learning.streams import Share, alone
 from trainers.learning.targets import FREE_SHARE
 from trainers.networks.baselines import BASELINE_RATE
 from trainers.networks.encoder import SpeechEncoder

@@ -28,9 +28,11 @@ from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student
-from trainers.speech.corpora import Corpus, load_corpus
+from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import content_hash
-from trainers.speech.trials import Trials, load_trials
+from trainers.speech.loading import load_corpus
+from trainers.speech.trial_lists import load_trials
+from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher, load_teacher
 
 WINDOW, TARGET_WINDOWS, SEEDS = 16_080, 8_000, (0, 1)

@@ -2,14 +2,11 @@
 no state of a random generator to keep, and all students of a node can hear batches that one of them made.
 """
 
-import fcntl
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainers.learning.batches import Augmentation, Ints, Rng, length_shares, training_windows
@@ -17,7 +14,6 @@ from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Targets
 from trainers.speech.corpora import Corpus
 
-CHUNK = 32  # batches of a shared file: 16 MB with 16 windows of a second
 DISTILLATION, KEYWORDS, SPEAKERS = "distillation", "keywords", "speakers"
 
 
@@ -105,40 +101,3 @@ def epochs(count: int, batch: int, seed: int) -> Callable[[int], NDArray[np.int6
         return np.array([order(place // count)[place % count] for place in range(step * batch, (step + 1) * batch)])
 
     return of
-
-
-def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
-    """The same batches, those of the first `most` steps made once for all processes of a node: files of Arrow record batches below
-    `folder`, mapped into memory."""
-    folder = folder / name
-
-    @functools.lru_cache(maxsize=2)
-    def chunk(number: int) -> pa.RecordBatchFileReader:
-        path = folder / f"{number}.arrow"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the file instead of making it too
-                if not path.is_file():
-                    _write(path, [stream(number * CHUNK + i) for i in range(CHUNK)])
-        return pa.ipc.open_file(pa.memory_map(str(path)))
-
-    def of(step: int) -> Batch:
-        if step >= most:
-            return stream(step)
-        audio, labels = chunk(step // CHUNK).get_batch(step % CHUNK).columns
-        return Batch(audio=audio.flatten().to_numpy().reshape(len(labels), -1), labels=labels.to_numpy())
-
-    return of
-
-
-def _write(path: Path, batches: list[Batch]) -> None:
-    """Renamed into place when complete."""
-    unfinished = path.with_suffix(".part")
-    window = batches[0].audio.shape[1]
-    schema = pa.schema([("audio", pa.list_(pa.float16(), window)), ("labels", pa.int64())])
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
-            audio = pa.FixedSizeListArray.from_arrays(pa.array(batch.audio.ravel()), window)
-            writer.write_batch(pa.record_batch([audio, pa.array(batch.labels)], schema=schema))
-    unfinished.replace(path)

@@ -1,26 +1,23 @@
-"""Speech corpora: Parquet files, end to end, with their audio mapped from the cache."""
+"""Speech corpora in memory: clips with their keywords and speakers, their audio mapped from files."""
 
 import functools
-import hashlib
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.speech.decoding import FULL_SCALE, INDEX_FILE, SAMPLES_FILE, Samples, content_hash, decoded
-from trainers.speech.parquet import COLUMNS, SPLITS, check_columns, read_columns
 
+SPLITS = ("train", "val", "test")
+FULL_SCALE = 32_768
 LARGEST_BAD_SHARE = 0.01
 
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
 Rows = NDArray[np.intp]
+Samples = NDArray[np.int16]
 
 
 class MappedSamples:
@@ -74,9 +71,9 @@ class Corpus:
         assert split is None or split in SPLITS, split
         kept = np.ones(len(self), bool) if split is None else self.splits == split
         if with_keyword:
-            kept = kept & _known(self.keywords)
+            kept = kept & known(self.keywords)
         if with_speaker:
-            kept = kept & _known(self.speakers)
+            kept = kept & known(self.speakers)
         return np.flatnonzero(kept)
 
     @functools.cached_property
@@ -87,45 +84,6 @@ class Corpus:
         if strange:
             raise ValueError(f"keyword {strange[0]!r} is in val or test but not in train: add training clips or make it null")
         return tuple(sorted(labels))
-
-
-def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = None) -> Corpus:
-    """The files as one corpus, end to end. Each is decoded once, into `cache`; later calls, from any process, only map it.
-
-    Decoded audio is 16 kHz mono int16. A file is known by its content; audio that it refers to by path is taken to be unchanged.
-    Raises ValueError for a file that is missing or not in the format, for no rows, duplicate ids, an unknown split, a speaker
-    in two splits, and when more than 1 % of the clips are unreadable, empty or silent.
-    """
-    if not paths:
-        raise ValueError("no corpus file is given")
-    tables = [read_columns(Path(path)) for path in paths]
-    columns = {name: _objects(table[name] for table in tables) for name in COLUMNS}
-    check_columns(columns)
-    hashes: list[str] = []
-    folders: list[Path] = []
-    done, total = 0, len(columns["id"])
-    for path, table in zip(map(Path, paths), tables, strict=True):
-        hashes.append(content_hash(path, cache))
-        folders.append(decoded(path, table, cache / hashes[-1][:16], _shifted(progress, done, total)))
-        done += len(table)
-    indices = [pq.read_table(folder / INDEX_FILE) for folder in folders]
-    reasons = _objects(index["reason"] for index in indices)
-    bad = _known(reasons)
-    skipped = tuple(zip(columns["id"][bad], reasons[bad], strict=True))
-    _check_skipped(skipped, total, dict(zip(folders, indices, strict=True)))
-    return Corpus(
-        samples=tuple(MappedSamples(folder / SAMPLES_FILE) for folder in folders),
-        files=np.repeat(np.arange(len(indices)), [len(index) for index in indices])[~bad],
-        starts=np.concatenate([index["start"].to_numpy() for index in indices])[~bad],
-        lengths=np.concatenate([index["length"].to_numpy() for index in indices])[~bad],
-        ids=columns["id"][~bad],
-        splits=columns["split"][~bad],
-        keywords=columns["keyword"][~bad],
-        speakers=columns["speaker_id"][~bad],
-        digest=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
-        synthetic=any((table.schema.metadata or {}).get(b"synthetic") == b"true" for table in tables),
-        skipped=skipped,
-    )
 
 
 def check_trainable(corpus: Corpus) -> None:
@@ -162,30 +120,9 @@ def check_share(skipped: Sequence[tuple[str, str]], total: int) -> None:
         raise ValueError(f"{len(skipped)} of {total} clips cannot be used, more than {LARGEST_BAD_SHARE:.0%}: {first}")
 
 
-def _objects(columns: Iterable[pa.ChunkedArray]) -> NDArray[np.object_]:
-    """Arrow columns end to end as one array of Python objects, None where null."""
-    return np.array([value for column in columns for value in column.to_pylist()], object)
-
-
-def _known(values: NDArray[np.object_]) -> NDArray[np.bool_]:
+def known(values: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """(clips,): whether a value is there, not None."""
     return np.array([value is not None for value in values], bool)
-
-
-def _check_skipped(skipped: Sequence[tuple[str, str]], total: int, indices: Mapping[Path, pa.Table]) -> None:
-    try:
-        check_share(skipped, total)
-    except ValueError:
-        for folder, index in indices.items():
-            if index["reason"].null_count < len(
-                index
-            ):  # audio named by path may be repaired beside an unchanged file: read it again
-                shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _shifted(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
-    """Progress of one file -> progress of all."""
-    return lambda clips: progress(done + clips, total) if progress else None
 
 
 def _summary(corpus: Corpus, rows: Rows) -> dict[str, Any]:

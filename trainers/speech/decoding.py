@@ -21,15 +21,14 @@ import torchaudio
 from numpy.typing import NDArray
 
 from search_spaces.architecture import SAMPLE_RATE
+from trainers.speech.corpora import FULL_SCALE, Samples
 from trainers.speech.parquet import SILENCE, open_parquet
 
 SMALLEST_PEAK = 1e-4  # of full scale: below it a clip is silent
 LOWEST_RATE = 4_000  # Hz
-FULL_SCALE = 32_768
 BATCH_ROWS = 64  # clips decoded at a time
 SAMPLES_FILE, INDEX_FILE = "samples.i16", "index.parquet"
 
-Samples = NDArray[np.int16]
 _UNREADABLE = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, TypeError)  # all seen from damaged files
 
 

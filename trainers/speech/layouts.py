@@ -14,7 +14,7 @@ from torchaudio.datasets import LIBRISPEECH, VoxCeleb1Verification
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
-from trainers.speech.trials import write_trials
+from trainers.speech.trial_lists import write_trials
 
 TRIAL_LIST = "veri_test.txt"
 VERIFICATION = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/veri_test.txt"

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-SPLITS = ("train", "val", "test")
+from trainers.speech.corpora import SPLITS
+
 SILENCE = "_silence_"
 UNKNOWN = "_unknown_"
 ROW_GROUP_BYTES = 32 << 20

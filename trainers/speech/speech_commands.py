@@ -12,9 +12,9 @@ from torchaudio.datasets import SPEECHCOMMANDS
 
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.speech.clips import Clip, Piece
-from trainers.speech.corpora import Progress
+from trainers.speech.corpora import SPLITS, Progress
 from trainers.speech.layouts import check_listed, metadata, require
-from trainers.speech.parquet import SILENCE, SPLITS, UNKNOWN
+from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")

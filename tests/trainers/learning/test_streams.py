@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 
 from trainers.learning.batches import Augmentation
 from trainers.learning.recipe import Recipe
-from trainers.learning.streams import (
-    CHUNK,
-    Batch,
-    Stream,
-    distillation_stream,
-    epochs,
-    keyword_stream,
-    shared,
-    speaker_classes,
-    speaker_stream,
-)
+from trainers.learning.sharing import CHUNK, shared
+from trainers.learning.streams import Batch, Stream, distillation_stream, epochs, keyword_stream, speaker_classes, speaker_stream
 from trainers.learning.targets import prepare_targets
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher

@@ -16,7 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.speech.corpora import Corpus, check_trainable, describe, load_corpus
+from trainers.speech.corpora import Corpus, check_trainable, describe
+from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import SCHEMA, write_corpus
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data"

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.speech import shards
-from trainers.speech.corpora import load_corpus
 from trainers.speech.importers import import_folder, path_regex, split_groups
+from trainers.speech.loading import load_corpus
 
 PATTERN = "{keyword}/{speaker}_*.wav"
 

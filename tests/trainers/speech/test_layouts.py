@@ -17,10 +17,10 @@ from scipy.signal import correlate
 from torchaudio.datasets import librispeech, speechcommands, voxceleb1
 
 from trainers.speech import shards, speech_commands
-from trainers.speech.corpora import load_corpus
 from trainers.speech.layouts import import_librispeech, import_voxceleb1
+from trainers.speech.loading import load_corpus
 from trainers.speech.speech_commands import WORDS, import_speech_commands
-from trainers.speech.trials import load_trials
+from trainers.speech.trial_lists import load_trials
 
 OTHERS = ("bed", "cat", "marvin")
 SPEAKERS = {f"{i}{i}cd08{i}a": split for i, split in enumerate(("train", "train", "train", "train", "val", "test"))}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainers.speech.corpora import Corpus, check_trainable, load_corpus
+from trainers.speech.corpora import Corpus, check_trainable
 from trainers.speech.espeak import SPEAK_RATE, Voice, espeak
+from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import UNKNOWN
 from trainers.speech.synthetic import ACCENTS, KEYWORDS, OTHER_WORDS, VARIANTS, speak_corpus
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.speech.corpora import Corpus
-from trainers.speech.trials import Trials, load_trials, make_trials, write_trials
+from trainers.speech.trial_lists import load_trials, write_trials
+from trainers.speech.trials import Trials, make_trials
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data"
 

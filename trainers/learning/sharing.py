@@ -1,0 +1,48 @@
+"""Training batches that several processes of a node hear, made once: Arrow files, mapped into memory."""
+
+import fcntl
+import functools
+from pathlib import Path
+
+import pyarrow as pa
+
+from trainers.learning.streams import Batch, Stream
+
+CHUNK = 32  # batches of a shared file: 16 MB with 16 windows of a second
+
+
+def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
+    """The same batches, those of the first `most` steps made once for all processes of a node: files of Arrow record batches below
+    `folder`, mapped into memory."""
+    folder = folder / name
+
+    @functools.lru_cache(maxsize=2)
+    def chunk(number: int) -> pa.RecordBatchFileReader:
+        path = folder / f"{number}.arrow"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the file instead of making it too
+                if not path.is_file():
+                    _write(path, [stream(number * CHUNK + i) for i in range(CHUNK)])
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def of(step: int) -> Batch:
+        if step >= most:
+            return stream(step)
+        audio, labels = chunk(step // CHUNK).get_batch(step % CHUNK).columns
+        return Batch(audio=audio.flatten().to_numpy().reshape(len(labels), -1), labels=labels.to_numpy())
+
+    return of
+
+
+def _write(path: Path, batches: list[Batch]) -> None:
+    """Renamed into place when complete."""
+    unfinished = path.with_suffix(".part")
+    window = batches[0].audio.shape[1]
+    schema = pa.schema([("audio", pa.list_(pa.float16(), window)), ("labels", pa.int64())])
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            audio = pa.FixedSizeListArray.from_arrays(pa.array(batch.audio.ravel()), window)
+            writer.write_batch(pa.record_batch([audio, pa.array(batch.labels)], schema=schema))
+    unfinished.replace(path)
