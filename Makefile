@@ -3,7 +3,7 @@ BUDGET ?= 28cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead install clean
+.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -31,6 +31,9 @@ bench-search: install
 
 bench-overhead: install
 	$(RUN)/python tests/benchmarks/bench_overhead.py
+
+bench-gpu: install
+	$(RUN)/python tests/benchmarks/bench_gpu.py
 
 lint: install
 	$(RUN)/ruff check .

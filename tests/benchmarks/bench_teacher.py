@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from base_size import (
+    BASE,
+    GEOMETRY,
+    WINDOW,
+    device_name,
+    macs_of,
+    noise_corpus,
+    peak_flops,
+    random_teacher,
+    student_of,
+    timed,
+)
 
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import Architecture
 from search_spaces.catalog import CATALOG, paper_student
-from search_spaces.cost import cost
 from search_spaces.space import RandomChooser
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import distill
@@ -31,37 +41,9 @@ from trainers.learning.finetune import finetune
 from trainers.learning.precision import autocast, pick_device
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import prepare_targets, teacher_states
-from trainers.networks.encoder import SpeechEncoder
-from trainers.networks.inherit import inherit
-from trainers.networks.student import Student
-from trainers.speech.corpora import Corpus, MappedSamples
-from trainers.teacher.teacher import Teacher
 
-WINDOW = 16_080
 SMALL_MACS = 0.8e9  # of the small student, a second of speech
-WORDS = tuple(f"word{i}" for i in range(10))
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}  # dense bfloat16, from the data sheets
 FLAT_STEPS = 1_000
-GEOMETRY = Geometry(
-    head_dim=64,
-    conv_dims=(512,) * 7,
-    conv_bias=False,
-    front_norm="group",
-    norm_order="post",
-    position_kernel=128,
-    position_groups=16,
-    normalize_input=True,
-)
-BASE = Architecture(
-    front_end="wave",
-    front_width=512,
-    frame_stride=1,
-    width=768,
-    heads=(12,) * 12,
-    ffn_dims=(3072,) * 12,
-    kept_layers=tuple(range(1, 13)),
-)
-
 Job = Callable[[int], float]  # steps -> seconds they took
 
 
@@ -73,39 +55,9 @@ def small_student() -> Architecture:
     return max((a for a in drawn if costs[a] <= SMALL_MACS), key=costs.__getitem__)
 
 
-def noise_corpus(folder: Path) -> Corpus:
-    """400 clips of noise by 20 speakers: speed does not depend on what is said."""
-    count, length = 400, 16_000
-    (0.1 * 32_767 * np.random.default_rng(0).standard_normal(count * length)).clip(-32_768, 32_767).astype("<i2").tofile(
-        folder / "noise.i16"
-    )
-    return Corpus(
-        samples=(MappedSamples(folder / "noise.i16"),),
-        files=np.zeros(count, np.int64),
-        starts=np.arange(count) * length,
-        lengths=np.full(count, length),
-        ids=np.array([f"clip{i}" for i in range(count)], object),
-        splits=np.array(["train"] * count, object),
-        keywords=np.array([WORDS[i % len(WORDS)] for i in range(count)], object),
-        speakers=np.array([f"speaker{i % 20}" for i in range(count)], object),
-        digest="noise",
-        synthetic=True,
-        skipped=(),
-    )
-
-
-def student_of(architecture: Architecture, teacher: Teacher, *, distilled: bool) -> Student:
-    layers = teacher.predicted_layers if distilled else ()
-    student = Student(architecture, GEOMETRY, WORDS, predicted_layers=layers, target_width=768 if distilled else 0, is_folded=False)
-    assert isinstance(student.encoder, SpeechEncoder)
-    inherit(student.encoder, teacher.encoder)
-    return student
-
-
 def make_jobs(folder: Path, batch: int, device: torch.device, wanted: str | None = None) -> dict[str, Job]:
     """Each job trains the same student on from call to call. With `wanted` only that one is made, for its memory alone."""
-    torch.manual_seed(0)
-    teacher = Teacher(name="random Base", digest="random", encoder=SpeechEncoder(BASE, GEOMETRY).eval().requires_grad_(False))
+    teacher = random_teacher()
     corpus = noise_corpus(folder)
     students = {"paper's student": paper_student(BASE), "small student": small_student()}
 
@@ -145,15 +97,6 @@ def make_jobs(folder: Path, batch: int, device: torch.device, wanted: str | None
     return {name: make() for name, make in makers.items() if wanted in (None, name)}
 
 
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds; a GPU's queue is waited for."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def clips_per_second(jobs: dict[str, Job], batch: int, steps: int, rounds: int) -> dict[str, float]:
     """The median over rounds in which the jobs take turns; a first round warms up and is dropped."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
@@ -184,8 +127,7 @@ def resident(device: torch.device) -> float:
 def flatness(folder: Path, device: torch.device) -> dict[str, float]:
     """Memory after 100 and after 1,000 cached distillation steps of the small student, in one call of `distill`."""
     job_batch, seen = 4, dict[int, float]()
-    torch.manual_seed(0)
-    teacher = Teacher(name="random Base", digest="random", encoder=SpeechEncoder(BASE, GEOMETRY).eval().requires_grad_(False))
+    teacher = random_teacher()
     targets = prepare_targets(teacher, noise_corpus(folder), folder, window=WINDOW, limit=256, seed=0, mode="cached", device=device)
     student = student_of(small_student(), teacher, distilled=True)
 
@@ -203,13 +145,9 @@ def in_its_own_process(*arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def macs_of(architecture: Architecture) -> int:
-    return cost(architecture, GEOMETRY, len(WORDS), WINDOW).total_macs
-
-
 def utilisation(name: str, speed: float, device: torch.device) -> float | None:
     """Of the card's peak, where that is known; the teacher's forward inside an online step is counted."""
-    peak = next((flops for card, flops in PEAK_FLOPS.items() if card in torch.cuda.get_device_name(device)), None)
+    peak = peak_flops(device)
     if peak is None:
         return None
     hears_teacher, trains = "teacher" in name or "online" in name, "teacher" not in name
@@ -225,7 +163,7 @@ def report(folder: Path, batch: int, steps: int, rounds: int) -> dict[str, Any]:
     memory = {name: in_its_own_process("--memory", name, "--batch", str(batch), "--folder", str(folder)) for name in jobs}
     small = small_student()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16 autocast"
         if autocast(device).fast_dtype == torch.bfloat16 and autocast(device)._enabled

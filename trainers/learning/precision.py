@@ -1,5 +1,6 @@
 """Which device trains, in which precision, and whether its steps are compiled."""
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,8 +16,12 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware multiplies it (GPUs; CPUs with AVX512-BF16 or AMX), else float32. Weights stay float32."""
+    """bfloat16 where the hardware multiplies it (GPUs; CPUs with AVX512-BF16 or AMX), else float32. Weights stay float32.
+
+    The environment's SRLNAS_PRECISION=float32 keeps float32 everywhere: to compare, and to see what an older CPU would do.
+    """
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    fast = fast and os.environ.get("SRLNAS_PRECISION") != "float32"
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 

@@ -252,14 +252,3 @@ def test_a_narrower_heir_knows_more_of_the_teacher_than_chance(mini: Teacher, ti
         inherited = explained(heir(mini, **size)(audio)[-1], targets)
         random = [explained(SpeechEncoder(shaped(mini, **size), mini.geometry).eval()(audio)[-1], targets) for _ in range(2)]
     assert inherited > 0.2 + max(random)  # 0.4 to 0.5 against 0.1, with three teachers of the shape
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_student_on_the_cpu_inherits_from_a_teacher_on_the_gpu() -> None:
-    """The teacher moves to the device that computes its states; students are made on the CPU."""
-    teacher = load_teacher("mini")
-    expected = heir(teacher, width=128, heads=2).state_dict()
-    teacher.encoder.cuda()
-    for name, value in heir(teacher, width=128, heads=2).state_dict().items():
-        assert torch.equal(value, expected[name]), name
