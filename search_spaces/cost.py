@@ -210,8 +210,7 @@ def _alive(a: Architecture, g: Geometry, keywords: int, samples: int, read: Head
     w, deviates = a.width, read == "every state"
     for layer, (heads, ffn) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
         kept = 2 * w * layer if deviates else 0  # statistics of the states before this layer
-        if kept:
-            yield kept - w + 3 * x  # the state before this layer, which goes on, less its mean, squared
+        yield kept + 3 * x  # x, what attention or the units add to it, the sum
         inner, logits = s * heads * g.head_dim, heads * s * s
         bias, gate = (logits, s * heads) if g.relative_buckets else (0, 0)
         if g.norm_order == "pre":

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +33,13 @@ def keep(context: Context, final: Final, report: dict[str, Any]) -> None:
     """A reference that was trained, for later studies; others are passed over."""
     if "scores" in report and final.role in KEPT:
         folder = _place(context, final)
-        shutil.copytree(context.study.weights_folder(final.name), folder, dirs_exist_ok=True)
-        (folder / REPORT_FILE).write_text(json.dumps(report))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+            part = Path(temporary) / folder.name
+            shutil.copytree(context.study.weights_folder(final.name), part)
+            (part / REPORT_FILE).write_text(json.dumps(report))
+            with suppress(OSError):  # another study was faster
+                part.rename(folder)
 
 
 def _place(context: Context, final: Final) -> Path:

@@ -53,5 +53,5 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
 
 def cached_file(context: Context, steps: int) -> Path:
     config = context.study.config
-    what = [config.space, context.teacher.digest, context.corpus.digest, context.batches.name, config.seed, steps]
+    what = [config.space, context.teacher.digest, context.corpus.digest, context.heard, config.seed, steps]
     return Path(config.cache) / "shared" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

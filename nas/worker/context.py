@@ -42,7 +42,13 @@ class Context:
     augment: Augmentation
     teacher: Teacher
     targets: Targets
-    batches: Path  # of this node
+    heard: str  # names what batches depend on, beside the seed
+
+    @property
+    def batches(self) -> Path:
+        """Of this study on this node: where another one hears the same, its end must not take them away."""
+        digest = hashlib.sha256(f"{self.heard} {self.study.folder.resolve()}".encode()).hexdigest()
+        return Path(self.study.config.cache) / "batches" / digest[:16]
 
     @functools.cached_property
     def device(self) -> Device:
@@ -79,7 +85,7 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
         augment=config.recipe.augmentation(noise),
         teacher=teacher,
         targets=targets,
-        batches=cache / "batches" / hashlib.sha256(json.dumps(_heard(config, corpus, noise, target)).encode()).hexdigest()[:16],
+        heard=hashlib.sha256(json.dumps(_heard(config, corpus, noise, target)).encode()).hexdigest()[:16],
     )
 
 

@@ -212,7 +212,7 @@ def test_a_killed_import_goes_on(tmp_path: Path) -> None:
     """Killed by the system, in the middle of a shard: nothing of the program runs any more."""
     folder = fill(tmp_path / "in")
     code = (
-        "import os, signal, sys; from pathlib import Path; from trainers import importers, shards; shards.SHARD_CLIPS = 5\n"
+        "import os, signal, sys; from pathlib import Path; from trainers.speech import importers, shards; shards.SHARD_CLIPS = 5\n"
         "def kill(done, total): done == 13 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "importers.import_folder(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), progress=kill)"
     )
