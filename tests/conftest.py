@@ -124,13 +124,14 @@ def srlnas() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def tiny_search(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Options of the smallest search, on a small spoken corpus. Test processes share the cache: teacher states and references are
-    made once for all searches of one length."""
+    """Options of the smallest search, on a small spoken corpus, for a board that is only known by its data sheet: measuring takes
+    most of a minute. Test processes share the cache: teacher states and references are made once for all searches of one length."""
     path = tmp_path_factory.mktemp("spoken") / "spoken.parquet"
     speak_corpus(path, speakers=14, clips_per_keyword=1)
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     options = ("--space", "edge", "--steps", "2", "--batch", "8", "--finalists", "3", "--budget", "3cpu-hours")
+    options = (*options, "--target", "raspberry-pi-4")
     return (*options, "--cache", str(cache), "--data", str(path))
 
 

@@ -36,6 +36,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_search: Options, srl
     """A working folder in which a small search has ended, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
     asked = (
+        "--target",
+        "host",
         "--max-params",
         "1.2M",
         "--max-latency",
@@ -201,9 +203,8 @@ def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
 def test_references_are_trained_once_for_several_studies(searched: tuple[Path, str], tiny_search: Options, srlnas: Run) -> None:
     folder = searched[0]
     write_profile(study_profile(open_folder(folder / "studies/small")), profile_path("host", folder / "profiles"))
-    board = ("--target", "raspberry-pi-4")
     as_long = ("--steps", "4")  # else it has references of its own
-    shown = srlnas(folder, "search", *tiny_search, *as_long, "--candidates", "1", "--name", "again", *board).stdout
+    shown = srlnas(folder, "search", *tiny_search, *as_long, "--candidates", "1", "--name", "again").stdout
     front = json.loads(srlnas(folder, "front", "again", "--json").stdout)
     first = json.loads(srlnas(folder, "front", "small", "--json").stdout)
     teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]

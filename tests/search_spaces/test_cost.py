@@ -201,7 +201,8 @@ def test_each_part_can_be_the_peak(a: Architecture, norm_order: str, keywords: i
 
 
 def test_a_sum_in_a_layer_can_be_the_peak_where_every_state_is_read() -> None:
-    a, g = uniform(2, 44, 1, 10, 1), geometry(conv_dims=(1,) * 7, norm_order="pre", position_kernel=3, position_groups=1)
+    a = uniform(2, 44, 1, 10, 1)
+    g = geometry(head_dim=8, norm_order="pre", position_kernel=3, position_groups=1, normalize_input=False, conv_dims=(1,) * 7)
     check(a, g, 1, 8_000, "every state")
 
 
