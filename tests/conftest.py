@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from nas.tracking.connection import ENVIRONMENT
@@ -26,6 +27,8 @@ from trainers.teacher.teacher import Teacher, load_teacher
 
 os.environ.update(ENVIRONMENT)  # before any test imports MLflow, which reads them once
 torch.set_num_threads(1)
+settings.register_profile("work", deadline=None)  # no test is about seconds: this machine may be any
+settings.load_profile("work")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would what it starts
 
 CONTOURS = {"rise": (110.0, 220.0), "fall": (220.0, 110.0), "flat": (160.0, 160.0)}  # hertz at a clip's start and end
@@ -115,7 +118,7 @@ def srlnas() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "nas.cli.main", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=560)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

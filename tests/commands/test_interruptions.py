@@ -39,7 +39,7 @@ def test_ctrl_c_loses_nothing(on_known_machine: Path, tiny_search: Options, srln
     )
     until(started, lambda: record.is_file() and '"complete"' in record.read_text())
     os.kill(started.pid, signal.SIGINT)
-    out, err = started.communicate(timeout=120)
+    out, err = started.communicate()
     assert started.returncode == 130, out + err
     assert "srlnas search --resume cut" in out and "Traceback" not in err
     so_far = json.loads(srlnas(on_known_machine, "front", "cut", "--json").stdout)
@@ -56,9 +56,8 @@ def test_ctrl_c_loses_nothing(on_known_machine: Path, tiny_search: Options, srln
 
 def until(process: subprocess.Popen[Any], happened: Callable[[], bool]) -> None:
     """Waits for it while the process runs."""
-    deadline = time.monotonic() + 400
     while not happened():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.2)
 
 
@@ -98,8 +97,8 @@ def test_a_worker_that_is_killed_fails_its_candidate_and_the_search_goes_on(
     os.kill(workers_of(started.pid)[0], signal.SIGKILL)
     until(started, lambda: '"complete"' in record.read_text())
     os.kill(started.pid, signal.SIGINT)
-    started.wait(120)
-    reader.join(30)
+    started.wait()
+    reader.join()
     os.close(terminal)
     text = drawn.decode(errors="replace")
     assert started.returncode == 130, text

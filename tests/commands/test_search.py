@@ -187,8 +187,8 @@ def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:
     pages = subprocess.Popen([*SRLNAS, "ui", "--port", str(port)], cwd=searched[0], start_new_session=True, **quiet)
     try:
         shown = None
-        deadline = time.monotonic() + 120
-        while shown is None and time.monotonic() < deadline:
+        while shown is None:
+            assert pages.poll() is None
             with suppress(OSError):
                 shown = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
             time.sleep(0.3)
@@ -209,7 +209,7 @@ def test_references_are_trained_once_for_several_studies(searched: tuple[Path, s
     first = json.loads(srlnas(folder, "front", "small", "--json").stdout)
     teachers = [next(r for r in f["references"] if r["role"] == "teacher")["scores"]["test_eer"] for f in (front, first)]
     assert teachers[0] == teachers[1]
-    assert front["ledger"]["calibration"] < 5 < first["ledger"]["calibration"]  # this machine's profile was read
+    assert front["ledger"]["calibration"] < 0.3 * first["ledger"]["calibration"]  # this machine's profile was read
     assert "latency and memory on raspberry-pi-4: data sheet, 1 thread, fp32" in shown
     assert {member["latency_kind"] for member in [*front["members"], *front["references"]]} == {"data sheet"}
     assert front["machine"].endswith("scaled by the data sheet") and "data sheet, a factor of two" in " ".join(shown.split())

@@ -113,7 +113,7 @@ def test_a_kit_that_is_not_whole_is_refused(kit: Kit, tmp_path: Path, damage: st
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real sshd on loopback, as `user@board`; `ssh` on the path knows its address and key."""
     if not Path(SSHD).is_file() or not shutil.which("ssh"):
-        pytest.skip("no OpenSSH server and client on this machine")
+        pytest.skip("no OpenSSH server and client on this machine: `apt-get install openssh-server` brings both")
     if os.geteuid() == 0:  # it wants an empty folder that only root can make
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     folder = tmp_path_factory.mktemp("ssh")

@@ -164,7 +164,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(cases(), st.sampled_from(get_args(Heads)))
 def test_costs_equal_torchs_own_count(case: tuple[Architecture, Geometry, int, int], read: Heads) -> None:
     check(*case, read)
@@ -276,7 +276,7 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_other_work_equals_what_torch_writes(case: tuple[Architecture, Geometry, int, int]) -> None:
     """By activation and norm: each convolution and each feed-forward's first half is activated, as are the positions."""

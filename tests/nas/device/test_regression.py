@@ -19,7 +19,7 @@ def exact(number: int) -> Array:
     return np.zeros(number)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.2, 5.0), min_size=4, max_size=4), st.integers(0, 999), st.floats(1e-6, 1e6))
 def test_many_exact_measurements_find_the_coefficients(factors: list[float], seed: int, unit: float) -> None:
     """Whatever the prior says, and whatever the unit."""
@@ -30,7 +30,7 @@ def test_many_exact_measurements_find_the_coefficients(factors: list[float], see
     assert low <= counts[0] @ true <= high and value == pytest.approx(counts[0] @ true, rel=0.01)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(0, 999), st.floats(0.01, 100.0))
 def test_where_the_prior_is_right_one_measurement_is_enough(number: int, seed: int, unit: float) -> None:
     counts = rows(number + 50, seed)
@@ -104,7 +104,7 @@ def test_each_measurement_as_the_others_predict_it() -> None:
     assert np.abs(np.delete(off, 3)).max() < abs(off[3])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(3, 8))
 def test_informative_students_beat_random_ones(seed: int, number: int) -> None:
     """By what they are chosen for, the mean relative variance of all predictions."""

@@ -51,7 +51,7 @@ def candidate(number: int, architecture: Architecture, rung: int = 1, state: Sta
     return Candidate(number=number, architecture=architecture, state=state, rung=rung, scores=scores(architecture))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_expected_improvement_is_the_mean_hypervolume_that_a_draw_would_add(seed: int) -> None:
     rng = np.random.default_rng(seed)

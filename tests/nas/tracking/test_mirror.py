@@ -350,7 +350,7 @@ def test_a_server_that_does_not_answer_is_said_soon_in_one_line(scheme: str, mes
     started = time.monotonic()
     with pytest.raises(ValueError, match=message) as error:
         open_tracking(f"{scheme}127.0.0.1:{_free_port()}", "demo")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # MLflow alone would try for minutes
     assert "\n" not in str(error.value)
     assert "hidden" not in str(error.value)
 

@@ -39,7 +39,7 @@ def test_windows_join_on_whole_frames_and_lie_in_the_clip(length: int, frames: i
 
 
 @given(st.integers(-9000, 30_000), st.integers(1, 9000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cut_is_a_slice_with_zeros_around_it(tiny_corpus: Corpus, start: int, window: int) -> None:
     clip = tiny_corpus.clip(9)
     assert len(clip) == 24_000

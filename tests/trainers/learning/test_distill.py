@@ -42,7 +42,7 @@ def trained(targets: Targets, seed: int = 0, steps: int = 30, stride: int = 1) -
     return distill(student(targets.teacher, stride), targets, recipe, steps=steps, augment=Augmentation(), seed=seed, device=CPU)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 9), st.integers(0, 999))
 def test_the_loss_is_the_papers(clips: int, frames: int, width: int, seed: int) -> None:
     """L = sum over t of |f - g|_1 / K - log sigmoid(cos(f, g)), here the mean over frames and clips."""

@@ -57,7 +57,7 @@ def trained(tiny_teacher: Teacher, targets: Targets) -> tuple[Elastic, list[floa
 members = st.integers(0, 10**6).map(lambda seed: SPACE.architecture(RandomChooser(random.Random(seed))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(members)
 def test_what_is_extracted_computes_what_the_shared_student_does(
     trained: tuple[Elastic, list[float]], member: Architecture
@@ -87,7 +87,7 @@ def test_the_architecture_is_an_argument_and_not_state(trained: tuple[Elastic, l
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(members)
 def test_a_step_of_a_member_changes_its_own_weights_alone(tiny_teacher: Teacher, member: Architecture) -> None:
     elastic, audio = Elastic(SPACE, tiny_teacher, RECIPE, WORDS), torch.randn(1, WINDOW)

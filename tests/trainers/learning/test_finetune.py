@@ -56,7 +56,7 @@ def psi(angle: float, margin: int) -> float:
     return float((-1) ** k * np.cos(margin * angle) - 2 * k)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 4), st.floats(0, 10), st.floats(1, 30), st.integers(0, 999))
 def test_angular_softmax_is_spherefaces(margin: int, ease: float, scale: float, seed: int) -> None:
     torch.manual_seed(seed)
@@ -110,7 +110,7 @@ def test_gradients_are_finite_at_the_class_and_opposite_to_it() -> None:
 
 
 @given(st.integers(2, 6), st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_additive_margin_is_arcfaces(speakers: int, seed: int) -> None:
     torch.manual_seed(seed)
     additive = AdditiveAngularSoftmax(speakers, scale=20.0)

@@ -227,7 +227,7 @@ def test_a_paired_interval_sees_what_two_intervals_do_not() -> None:
     assert back.value == -change.value
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 99))
 def test_a_change_is_the_difference_of_the_figures(seed: int) -> None:
     ours, base = outcome(8, seed, trials=6), outcome(8, seed + 1, skill=0.6, trials=6)

@@ -93,7 +93,7 @@ def test_an_interrupted_cache_leaves_nothing_that_is_read(tiny_teacher: Teacher,
     assert np.array_equal(states, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 2**31))
 def test_chosen_windows_lie_on_frames_of_train_clips_without_overlap(
     tiny_corpus: Corpus, frames: int, limit: int, seed: int

@@ -50,7 +50,7 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(FRONTS), st.sampled_from([1, 2]), st.integers(400, 9000))
 def test_every_front_end_gives_the_promised_frames(front: tuple[str, str], stride: int, samples: int) -> None:
     built = encoder(*front, stride)
@@ -61,7 +61,7 @@ def test_every_front_end_gives_the_promised_frames(front: tuple[str, str], strid
     assert [state.shape for state in states] == [(1, -(-frames // stride), 16)] * 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(FRONTS),
     st.sampled_from([1, 2]),
@@ -125,7 +125,7 @@ def test_the_order_of_rows_does_not_matter(stride: int) -> None:
         torch.testing.assert_close(built(audio.flip(0))[-1], built(audio)[-1].flip(0), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(400, 9000), st.sampled_from([1e-3, 0.1, 1.0, 30.0]))
 def test_the_log_mel_is_torchaudios(samples: int, loudness: float) -> None:
     audio = loudness * noise(2, samples)
@@ -166,7 +166,7 @@ def test_normalised_input_makes_the_encoder_deaf_to_gain_and_offset(normalized: 
     assert (difference < 1e-3) == normalized
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(0, 4), st.booleans(), st.integers(9, 40)
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from trainers.networks.encoder import Layer, SpeechEncoder
 from trainers.pretraining.masked import Labelled, MaskedPredictor, draw_masks, overlap
@@ -126,12 +127,22 @@ def stop_at(step: int) -> Watch:
     return Watch(progress=progress)
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Weights of a run that nothing interrupts."""
+    return pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path_factory.mktemp("whole"))).state_dict()
+
+
 @pytest.mark.parametrize("stops", [(5,), (6,), (7, 9)])
 def test_an_interrupted_run_ends_where_a_whole_one_does(
-    stops: tuple[int, ...], tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: tuple[int, ...],
+    whole: dict[str, Tensor],
+    tiny_corpus: Corpus,
+    tiny_teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainers.pretraining.pretrain.CHECKPOINT_STEPS", 2)
-    whole = pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path / "whole")).state_dict()
     for stop in stops:
         with pytest.raises(Interrupted):
             pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path / "parts", watch=stop_at(stop)))

@@ -56,7 +56,7 @@ def stored(folder: Path, clips: list[Row], **options: Any) -> Corpus:
     return load_corpus([path], folder / "cache")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=50), min_size=1, max_size=150), st.integers(1, 3))
 def test_samples_survive_exactly_over_several_files(clips: list[list[int]], files: int) -> None:
     loud = [np.array([*clip, 1000], np.int16) for clip in clips]

@@ -110,7 +110,7 @@ def every_pair(corpus: Corpus, split: str, speaker: str, same: bool) -> int:
 clips = st.tuples(st.sampled_from(["val", "test"]), st.sampled_from(["a", "b", "c", None]), st.sampled_from(["x", "y", "z", None]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(clips, max_size=24), st.integers(1, 12), st.integers(0, 3))
 def test_made_trials_are_valid_distinct_balanced_and_as_many_as_possible(
     entries: list[tuple[str, str | None, str | None]], wanted: int, seed: int

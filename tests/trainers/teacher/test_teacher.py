@@ -441,7 +441,7 @@ def test_an_id_without_a_network_is_one_error_soon(source: str) -> None:
     with pytest.raises(ValueError, match=f"'{source}' is no folder here and could not be fetched") as caught:
         load_teacher(source)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("revision", ["", "@v2", "@refs/pr/3"])
