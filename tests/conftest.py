@@ -117,7 +117,7 @@ def srlnas() -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line in a folder: fails where the command does, unless `check` is False."""
 
     def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "nas.cli.main", *arguments]
+        command = [sys.executable, "-m", "nas.cli", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

@@ -239,7 +239,3 @@ def main() -> None:
         text = str(error) if mine else f"{type(error).__name__}: {error} (`srlnas --debug ...` shows where)"
         typer.echo(f"srlnas: {' '.join(text.split())}", err=True)
         sys.exit(2 if mine else 1)
-
-
-if __name__ == "__main__":
-    main()

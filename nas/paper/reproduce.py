@@ -28,6 +28,7 @@ from nas.worker import cluster
 from nas.worker.context import Context
 from nas.worker.evaluate import make_student, own_tuning
 from nas.worker.task import Start, Task, task_json
+from nas.worker.trainings import run_tasks
 from search_spaces.architecture import Architecture, Baseline, Network
 from search_spaces.catalog import paper_student
 from trainers.teacher.teacher import load_teacher
@@ -172,7 +173,7 @@ class Reproduction:
         trained = {record["name"] for record in self.done() if record["scores"]}
         waiting = [row for row in rows if row.name not in trained]
         self.tick(*self._progress())
-        for row, report in cluster.run_tasks(
+        for row, report in run_tasks(
             waiting,
             lambda row: task_json(self._task(row)),
             self.context.study.config,

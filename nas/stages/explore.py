@@ -13,9 +13,9 @@ from nas.stages.admission import Admission, checked
 from nas.stages.records import Records
 from nas.study.candidates import LATENCY, Candidate
 from nas.tracking.mirror import Tracking
-from nas.worker.cluster import HEARTBEAT, trainable
 from nas.worker.context import cost_scores, space_of
 from nas.worker.task import Task, task_json
+from nas.worker.trainings import HEARTBEAT, trainable
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import published_students
 from search_spaces.space import Nearest, SearchSpace
@@ -33,11 +33,12 @@ class Exploration:
         self.records = Records(self.context.study, admission.account, tracking)
         self.interrupted = {c.number: c for c in self.context.study.candidates() if c.state == "running"}
         self.reasons = dict[int, str]()
+        self.absence: ValueError | None = None  # of workers
 
     def run(self, *, more: float = 0.0) -> None:
         """Returns when nothing more can be afforded. An interruption leaves the running candidates recorded as running.
 
-        more: resource-seconds beyond the plan, left over from elsewhere.
+        more: resource-seconds beyond the plan, left over from elsewhere. Raises ValueError when no worker comes.
         """
         from ray import tune
 
@@ -57,12 +58,21 @@ class Exploration:
                     ),
                     run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
                 ).fit()
+        except Exception:
+            if self.absence:  # Tune wraps what its callbacks raise
+                raise self.absence from None
+            raise
         finally:  # what was interrupted was paid for
             self.records.charge_all()
 
     def show(self) -> None:
         """Progress. Charges what runs every few seconds, so that a driver that is killed leaves little unpaid."""
         self.records.charge_all(HEARTBEAT)
+        try:
+            self.records.check_workers()
+        except ValueError as error:
+            self.absence = error
+            raise
         self.tick(self.admission.spent, self.admission.limit)
 
     def _searcher(self) -> StudySearcher:
@@ -92,8 +102,9 @@ class Exploration:
 
     def _started(self, number: int, architecture: Architecture) -> dict[str, Any]:
         candidate = self.interrupted.pop(number, None) or self._new(number, architecture)
-        self.records.begin(candidate)
-        return {"task": task_json(self._task(candidate)), "number": number}
+        task = task_json(self._task(candidate))
+        self.records.begin(candidate, task)
+        return {"task": task, "number": number}
 
     def _task(self, candidate: Candidate) -> Task:
         plan, study, name = self.plan, self.context.study, f"candidate-{candidate.number}"

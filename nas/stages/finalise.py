@@ -8,10 +8,10 @@ from nas.stages.finalists import Choice
 from nas.stages.finals import Final, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
-from nas.worker.cluster import run_tasks
 from nas.worker.context import Context, cost_scores
 from nas.worker.evaluate import own_tuning
 from nas.worker.task import Task, task_json
+from nas.worker.trainings import run_tasks
 from search_spaces.architecture import Geometry
 
 SPENT_ON = {"finalist": "finalists"}

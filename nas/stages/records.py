@@ -1,6 +1,5 @@
 """What is written down of candidates in training: their states in the study folder and in MLflow, their seconds in the ledger."""
 
-import time
 from dataclasses import dataclass, replace
 
 from nas.stages.admission import SPENT_ON
@@ -9,14 +8,16 @@ from nas.study.candidates import Candidate
 from nas.study.folder import Study
 from nas.tracking.mirror import Tracking
 from nas.tracking.outage import Outage
+from nas.worker.presence import Arrival
 
 
 @dataclass
 class Running:
-    """A candidate in training. since: when what it runs now was last charged."""
+    """A candidate in training, and for how many of its worker's seconds was paid."""
 
     candidate: Candidate
-    since: float
+    arrival: Arrival
+    paid: float = 0.0
 
 
 class Records:
@@ -30,22 +31,30 @@ class Records:
         """Those in training, but one."""
         return [running.candidate for number, running in self.running.items() if number != but]
 
-    def begin(self, candidate: Candidate) -> None:
-        self.running[candidate.number] = Running(candidate=candidate, since=time.monotonic())
+    def begin(self, candidate: Candidate, task: str) -> None:
+        """task: as JSON, before Ray hears of it."""
+        self.running[candidate.number] = Running(candidate, Arrival(task))
         self.study.record(candidate)
 
     def charged(self, number: int) -> Candidate:
-        """A candidate in training, its time until now paid."""
-        running, now = self.running[number], time.monotonic()
-        seconds = self.account.charge(SPENT_ON, now - running.since)
-        running.candidate, running.since = replace(running.candidate, seconds=running.candidate.seconds + seconds), now
+        """A candidate in training, its time until now paid, from when its worker began."""
+        running = self.running[number]
+        if owed := (running.arrival.seconds() or 0.0) - running.paid:
+            seconds = self.account.charge(SPENT_ON, owed)
+            running.candidate = replace(running.candidate, seconds=running.candidate.seconds + seconds)
+            running.paid += owed
         return running.candidate
 
     def charge_all(self, interval: float = 0.0) -> None:
-        """Charges those that were not charged for `interval` seconds."""
+        """Charges those that owe `interval` seconds or more."""
         for number, running in self.running.items():
-            if time.monotonic() - running.since >= interval:
+            if (running.arrival.seconds() or 0.0) - running.paid >= interval:
                 self.charged(number)
+
+    def check_workers(self) -> None:
+        """Raises ValueError when no worker comes for a candidate."""
+        for running in self.running.values():
+            running.arrival.check()
 
     def record(self, candidate: Candidate) -> None:
         """A new state. MLflow may be away: the report logs again what it missed."""

@@ -18,9 +18,9 @@ import pytest
 from nas.stages.pace import Pace
 from nas.stages.plan import Plan
 from nas.study.folder import open_folder
-from nas.worker.cluster import HEARTBEAT
+from nas.worker.trainings import HEARTBEAT
 
-SRLNAS = [sys.executable, "-m", "nas.cli.main"]
+SRLNAS = [sys.executable, "-m", "nas.cli"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Options = tuple[str, ...]
 

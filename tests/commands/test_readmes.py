@@ -76,7 +76,7 @@ def test_the_quick_ones_run_as_written(tmp_path: Path) -> None:
     for command in dict.fromkeys(commands_of(ROOT / "README.md") + commands_of(ROOT / "deploy/README.md")):
         if command.startswith(QUICK):
             arguments = shlex.split(command)[1:]
-            done = subprocess.run([sys.executable, "-m", "nas.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-m", "nas.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 

@@ -14,7 +14,7 @@ from nas.study.budget import read_lines
 from nas.study.folder import open_folder
 from trainers.speech.synthetic import speak_corpus
 
-REPRODUCE = [sys.executable, "-m", "nas.cli.main", "reproduce"]
+REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
 TINY = ("--name", "paper", "--steps", "2", "--seeds", "2", "--rates", "1e-3,5e-4", "--lengths", "1", "--batch", "4")
 
 

@@ -26,7 +26,7 @@ from nas.study.candidates import values_of
 from nas.study.folder import open_folder
 from trainers.teacher.teacher import load_teacher
 
-SRLNAS = [sys.executable, "-m", "nas.cli.main"]
+SRLNAS = [sys.executable, "-m", "nas.cli"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Options = tuple[str, ...]
 

@@ -14,7 +14,7 @@ import torch
 from trainers.speech.synthetic import speak_corpus
 from trainers.teacher.teacher import describe_teacher, load_teacher
 
-PRETRAIN = (sys.executable, "-m", "nas.cli.main", "teacher", "pretrain")
+PRETRAIN = (sys.executable, "-m", "nas.cli", "teacher", "pretrain")
 SMALL = ("--steps", "8,6", "--units", "8,12", "--batch", "4", "--data", "spoken.parquet", "--licence", "cc0-1.0")
 
 

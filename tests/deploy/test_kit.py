@@ -155,7 +155,7 @@ def test_a_kit_runs_over_ssh(kit: Kit, device: str) -> None:
 
 def test_the_command_profiles_over_ssh_and_finalists_are_measured_there(device: str, tmp_path: Path) -> None:
     command = ["profile", "--target", "raspberry-pi-4", "--host", device, "--python", sys.executable, "--measurements", "5"]
-    done = subprocess.run([sys.executable, "-m", "nas.cli.main", *command], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "nas.cli", *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     profile, target = read_profile(tmp_path / "profiles/raspberry-pi-4.json"), load_target("raspberry-pi-4")
     assert (profile.where, len(profile.taken)) == (device, 6) and reachable(profile, target)

@@ -37,7 +37,7 @@ def profile(known_profile: Callable[..., Profile]) -> Profile:
 
 
 def srlnas(folder: Path, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "nas.cli.main", *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "nas.cli", *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
