@@ -26,7 +26,9 @@ def space_rows(teacher_name: str) -> Iterator[tuple[str, str, str, str]]:
 def check_lines(content: Mapping[str, Any]) -> Iterator[str]:
     """`trainers.speech.corpora.describe` as lines of text."""
     for name, value in content.items():
-        if isinstance(value, Mapping):
+        if name == "remarks":
+            yield from value
+        elif isinstance(value, Mapping):
             yield f"{name}:"
             yield from (f"  {inner}: {_short(known)}" for inner, known in value.items())
         else:

@@ -67,6 +67,8 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
         f"states of {len(context.targets.rows):,} windows {stated}"
     )
+    for remark in context.corpus.remarks:
+        console.print(remark)
     if context.corpus.skipped:
         clip, reason = context.corpus.skipped[0]
         console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")

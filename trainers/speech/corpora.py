@@ -38,7 +38,8 @@ class Corpus:
     samples: the decoded audio of each file. files, starts, lengths: where a clip lies (file number, first sample, samples).
     ids, splits, keywords, speakers: one entry a clip; None where a keyword or a speaker is not known.
     digest: the same for the same files in the same order. synthetic: any file is marked as synthetic speech.
-    skipped: (id, reason) of each clip that could not be used.
+    skipped: (id, reason) of each clip that could not be used. remarks: what is to be said of how the files were read.
+    corpora: what each clip's id belongs to; None where all are of one corpus.
     """
 
     samples: tuple[MappedSamples, ...]
@@ -52,6 +53,8 @@ class Corpus:
     digest: str
     synthetic: bool
     skipped: tuple[tuple[str, str], ...]
+    corpora: NDArray[np.str_] | None = None
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,6 +111,7 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "splits": {split: _summary(corpus, corpus.rows(split)) for split in SPLITS},
         "total": _summary(corpus, corpus.rows()),
         "skipped": [{"id": clip, "reason": reason} for clip, reason in corpus.skipped],
+        "remarks": list(corpus.remarks),
         "synthetic": corpus.synthetic,
         "digest": corpus.digest,
     }

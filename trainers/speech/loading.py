@@ -1,6 +1,7 @@
 """Corpora from Parquet files, end to end, decoded into the cache once."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,23 +15,30 @@ from trainers.speech.corpora import Corpus, MappedSamples, Progress, check_share
 from trainers.speech.decoding import INDEX_FILE, SAMPLES_FILE, content_hash, decoded
 from trainers.speech.parquet import COLUMNS, check_columns, read_columns
 
+SHARD = re.compile(r".+-\d{5}-of-\d{5}\.parquet")  # as Hugging Face datasets are written
+
 
 def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = None) -> Corpus:
-    """The files as one corpus, end to end. Each is decoded once, into `cache`; later calls, from any process, only map it.
+    """The files as one, end to end. Each is decoded once, into `cache`; later calls, from any process, only map it.
 
     Decoded audio is 16 kHz mono int16. A file is known by its content; audio that it refers to by path is taken to be unchanged.
-    Raises ValueError for a file that is missing or not in the format, for no rows, duplicate ids, an unknown split, a speaker
-    in two splits, and when more than 1 % of the clips are unreadable, empty or silent.
+    Speakers and clip ids belong to their corpus (`corpus_of`): speaker 19 of two corpora is two people, then named with the file's
+    name; a keyword of the same spelling is one keyword.
+    Raises ValueError for a file that is missing or not in the format, for no rows, duplicate ids in a corpus, an unknown split, a
+    speaker of a corpus in two splits, and when more than 1 % of the clips are unreadable, empty or silent.
     """
     if not paths:
         raise ValueError("no corpus file is given")
-    tables = [read_columns(Path(path)) for path in paths]
+    paths = [Path(path) for path in paths]
+    tables, remarks = zip(*map(read_columns, paths), strict=True)
     columns = {name: _objects(table[name] for table in tables) for name in COLUMNS}
-    check_columns(columns)
+    corpora = np.repeat([corpus_of(path) for path in paths], [len(table) for table in tables])
+    for corpus in dict.fromkeys(corpora):
+        check_columns({name: column[corpora == corpus] for name, column in columns.items()}, corpus)
     hashes: list[str] = []
     folders: list[Path] = []
     done, total = 0, len(columns["id"])
-    for path, table in zip(map(Path, paths), tables, strict=True):
+    for path, table in zip(paths, tables, strict=True):
         hashes.append(content_hash(path, cache))
         folders.append(decoded(path, table, cache / hashes[-1][:16], _shifted(progress, done, total)))
         done += len(table)
@@ -47,11 +55,41 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
         ids=columns["id"][~bad],
         splits=columns["split"][~bad],
         keywords=columns["keyword"][~bad],
-        speakers=columns["speaker_id"][~bad],
+        speakers=_people(columns["speaker_id"], corpora)[~bad],
         digest=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         synthetic=any((table.schema.metadata or {}).get(b"synthetic") == b"true" for table in tables),
         skipped=skipped,
+        corpora=corpora[~bad],
+        remarks=(*(remark for said in remarks for remark in said), *_shared_keywords(columns["keyword"], corpora)),
     )
+
+
+def corpus_of(path: Path) -> str:
+    """What a file's speakers and ids belong to: the file; of shards (`train-00000-of-00002.parquet`) the folder of them."""
+    return str(path.parent if SHARD.fullmatch(path.name) else path)
+
+
+def _people(speakers: NDArray[np.object_], corpora: NDArray[np.str_]) -> NDArray[np.object_]:
+    """Speakers of several corpora with the name of theirs; those of one as they are."""
+    names = list(dict.fromkeys(corpora))
+    if len(names) == 1:
+        return speakers
+    short = dict(zip(names, _short_names(names), strict=True))
+    return np.array([None if s is None else f"{short[c]}:{s}" for s, c in zip(speakers, corpora, strict=True)], object)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """File names where they differ, else paths."""
+    short = [Path(name).stem for name in names]
+    return short if len(set(short)) == len(short) else [*names]
+
+
+def _shared_keywords(keywords: NDArray[np.object_], corpora: NDArray[np.str_]) -> list[str]:
+    """One remark where corpora share keywords, which are then the same ones."""
+    words = [set(keywords[corpora == corpus]) - {None} for corpus in dict.fromkeys(corpora)]
+    both = sorted({word for i, own in enumerate(words) for other in words[i + 1 :] for word in own & other})
+    shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+    return [f"{len(both)} keywords are in two corpora and taken as the same: {shown}"] if both else []
 
 
 def _objects(columns: Iterable[pa.ChunkedArray]) -> NDArray[np.object_]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trainers.speech.columns import text_columns
 from trainers.speech.corpora import SPLITS
 
 SILENCE = "_silence_"
@@ -84,33 +85,31 @@ def write_corpus(path: Path, rows: Iterable[Mapping[str, Any]], synthetic: bool 
     return count
 
 
-def read_columns(path: Path) -> pa.Table:
-    """The small columns of a file as strings; the audio stays on disk."""
+def read_columns(path: Path) -> tuple[pa.Table, list[str]]:
+    """The small columns of a file as strings, and what is to be said of them; the audio stays on disk."""
     with open_parquet(path, SCHEMA.names) as file:
         audio = file.schema_arrow.field("audio").type
         if not pa.types.is_struct(audio) or not {"bytes", "path"} <= {field.name for field in audio}:
             raise ValueError(f"{path}: column audio is {audio}, not struct<bytes: binary, path: string>")
         if not file.metadata.num_rows:
             raise ValueError(f"{path} has no rows")
-        try:
-            table = file.read(list(COLUMNS))
-            return table.cast(pa.schema([(name, pa.string()) for name in COLUMNS], table.schema.metadata))
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: {', '.join(COLUMNS)} cannot be read as text: {error}") from None
+        return text_columns(path, file.read(list(COLUMNS)), COLUMNS)
 
 
-def check_columns(columns: Mapping[str, NDArray[np.object_]]) -> None:
-    """Raises ValueError for a repeated id, an unknown split and a speaker in two splits."""
+def check_columns(columns: Mapping[str, NDArray[np.object_]], of: str) -> None:
+    """Of one corpus, which `of` names. Raises ValueError for a repeated id, an unknown split and a speaker in two splits."""
     repeated = [clip for clip, count in Counter(columns["id"]).items() if count > 1 or clip is None]
     if repeated:
-        raise ValueError(f"id {repeated[0]!r} is null or given to several clips: ids are unique over all files")
+        raise ValueError(f"{of}: id {repeated[0]!r} is null or given to several clips: ids are unique in a corpus")
     strange = set(columns["split"]) - set(SPLITS)
     if strange:
-        raise ValueError(f"split {sorted(strange, key=str)[0]!r} is not one of {', '.join(SPLITS)}")
+        raise ValueError(f"{of}: split {sorted(strange, key=str)[0]!r} is not one of {', '.join(SPLITS)}")
     seen: dict[str, str] = {}
     for speaker, split in zip(columns["speaker_id"], columns["split"], strict=True):
         if speaker is not None and seen.setdefault(speaker, split) != split:
-            raise ValueError(f"speaker {speaker!r} is in the splits {seen[speaker]} and {split}: splits must not share speakers")
+            raise ValueError(
+                f"{of}: speaker {speaker!r} is in the splits {seen[speaker]} and {split}: splits must not share speakers"
+            )
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.Table]:

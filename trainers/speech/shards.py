@@ -82,7 +82,7 @@ def write_shards(root: Path, clips: Iterable[Clip], out: Path, *, official: bool
     of all clips are unreadable, empty or silent; the shards are then removed, because mended files make another plan.
     """
     plan = sorted(clips, key=lambda clip: ORDER.index(clip.split))
-    check_columns(_columns(plan))
+    check_columns(_columns(plan), str(out))
     folder = part_folder(out)
     _open_plan(folder, root, plan, official)
     split_of = {clip.id: clip.split for clip in plan}
@@ -112,7 +112,7 @@ def join_shards(out: Path, notes: Notes, remarks: Sequence[str] = ()) -> Report:
                 for group in range(shard.num_row_groups):
                     writer.write_table(shard.read_row_group(group))
     shutil.rmtree(folder)
-    columns = read_columns(out).to_pydict()
+    columns = read_columns(out)[0].to_pydict()
     return Report(
         clips=Counter(columns["split"]),
         keywords=tuple(sorted(set(columns["keyword"]) - {None})),

@@ -262,6 +262,39 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         load_corpus([path], cache)
 
 
+def two_files(folder: Path, one: str, other: str) -> Corpus:
+    """The same clips, ids and speakers in two files; the audio differs."""
+    for name, hertz in ((one, 300.0), (other, 500.0)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        clips = [{**clip, "audio": {"bytes": encoded(tone(hertz=hertz + i)), "path": None}} for i, clip in enumerate(rows(12))]
+        write_corpus(folder / name, clips)
+    return load_corpus([folder / one, folder / other], folder / "cache")
+
+
+def test_speakers_and_ids_belong_to_their_corpus_and_keywords_do_not(tmp_path: Path) -> None:
+    corpus = two_files(tmp_path, "own.parquet", "libri.parquet")
+    assert len(corpus) == 24 and len(set(corpus.speakers)) == 2 * 6
+    assert {"own:train0", "libri:train0"} <= set(corpus.speakers)
+    assert corpus.keyword_labels == ("no", "yes") and corpus.remarks == (
+        "2 keywords are in two corpora and taken as the same: no, yes",
+    )
+    assert describe(corpus)["remarks"] == list(corpus.remarks)
+
+
+def test_files_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    corpus = two_files(tmp_path, "a/speech.parquet", "b/speech.parquet")
+    assert len(set(corpus.speakers)) == 12 and any(str(name).startswith(str(tmp_path / "a")) for name in corpus.speakers)
+
+
+def test_shards_are_one_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="id 'clip0' is null or given to several clips"):
+        two_files(tmp_path, "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet")
+    for number, part in enumerate((rows(12)[:6], rows(12)[6:])):
+        write_corpus(tmp_path / f"s/train-0000{number}-of-00002.parquet", part)
+    corpus = load_corpus(sorted((tmp_path / "s").glob("*.parquet")), tmp_path / "cache")
+    assert "train0" in corpus.speakers and len(set(corpus.speakers)) == 6 and not corpus.remarks
+
+
 def test_labels_come_from_train_and_bind_the_others(tmp_path: Path) -> None:
     assert stored(tmp_path, rows(6)).keyword_labels == ("no", "yes")
     corpus = stored(tmp_path, rows(6, keyword=lambda i: "new" if i == 4 else "yes"))

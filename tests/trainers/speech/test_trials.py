@@ -1,5 +1,6 @@
 """Trials: lists that are read are checked against the corpus; lists that are made are balanced and never of one word."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_trials_of_skipped_clips_are_dropped(tmp_path: Path) -> None:
         (("val", "c0", "c1", False), "same_speaker of 'c0' and 'c1' is false"),
         (("test", "c0", "c1", True), "is in split 'test', its clips are not"),
         (("dev", "c0", "c1", True), "is in split 'dev'"),
-        (("val", "c0", "c1", 1), "is 1, not true or false"),
+        (("val", "c0", "c1", 2), "is 2, not true or false"),
     ],
 )
 def test_wrong_trials_are_named(tmp_path: Path, trial: tuple[Any, ...], message: str) -> None:
@@ -158,3 +159,25 @@ def test_real_trials(tmp_path: Path) -> None:
     assert {split: (len(t), t.same.sum()) for split, t in found.items()} == {"val": (8000, 4000), "test": (12_000, 6000)}
     made = make_trials(corpus, "test", 0)
     assert (len(made), made.same.sum()) == (6000, 3000)
+
+
+def in_two(ids: list[str]) -> Corpus:
+    """The validation clips twice, in the corpora a and b, with these ids."""
+    twice = corpus_of([*CLIPS[:3], *CLIPS[:3]])
+    return dataclasses.replace(twice, ids=np.array(ids, object), corpora=np.array(["a"] * 3 + ["b"] * 3))
+
+
+def test_a_trial_is_of_the_corpus_that_has_both_clips(tmp_path: Path) -> None:
+    both = in_two(["c0", "a1", "c2", "c0", "b1", "c2"])
+    found = load_trials(write(tmp_path / "t", ("val", "c0", "b1", True), ("val", "c2", "a1", False)), both)["val"]
+    assert (found.enrol.tolist(), found.test.tolist()) == ([3, 2], [4, 1])
+    with pytest.raises(ValueError, match="'c0' and 'c2' names clips that are in several corpora, a and b"):
+        load_trials(write(tmp_path / "t", ("val", "c0", "c2", False)), both)
+    with pytest.raises(ValueError, match="names clips of two corpora, a and b"):
+        load_trials(write(tmp_path / "t", ("val", "a1", "b1", True)), both)
+
+
+def test_ids_that_are_numbers_and_labels_that_are_bits_are_read(tmp_path: Path) -> None:
+    numbered = dataclasses.replace(corpus_of(CLIPS), ids=np.array(["0", "1", "2", "3", "4"], object))
+    found = load_trials(write(tmp_path / "t", ("val", 0, 1, 1), ("val", 0, 2, 0)), numbered)["val"]
+    assert found.test.tolist() == [1, 2] and found.same.tolist() == [True, False]
