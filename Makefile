@@ -9,7 +9,7 @@ search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
 
 test: lint
-	$(RUN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(RUN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 slow: install
 	$(RUN)/python -m pytest -q -m slow

@@ -28,7 +28,7 @@ def check_lines(content: Mapping[str, Any]) -> Iterator[str]:
     for name, value in content.items():
         if name == "remarks":
             yield from value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
             yield f"{name}:"
             yield from (f"  {inner}: {_short(known)}" for inner, known in value.items())
         else:

@@ -268,7 +268,8 @@ def other_family(family: str, folder: Path) -> None:
             WavLMModel(WavLMConfig(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True)).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["wav2vec2", "wavlm"])
 def test_a_teacher_of_another_family_is_searched_and_exported(
     tmp_path: Path, tiny_search: Options, srlnas: Run, family: str, known_profile: Callable[..., Profile]
 ) -> None:
