@@ -9,6 +9,7 @@ Reads 16-bit PCM WAV; other formats where `soundfile` is installed. Lies beside 
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import sys
@@ -22,6 +23,9 @@ import onnxruntime
 
 Samples = npt.NDArray[np.float32]
 FRAME_SAMPLES, RECEPTIVE_FIELD = 320, 400  # 50 frames a second, each of which hears 400 samples
+LOWEST_RATE = 4_000  # Hz
+SMALLEST_PEAK = 1e-4  # of full scale
+LARGEST_PEAK = 2.0  # of full scale: what is louder is in another scale, and was no training clip either
 
 
 def load_model(folder: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any], list[str]]:
@@ -43,8 +47,9 @@ def load_model(folder: Path) -> tuple[onnxruntime.InferenceSession, dict[str, An
     return session, manifest, json.loads(contents["labels.json"])
 
 
-def load_clip(path: Path, rate: int) -> Samples:
-    """Mono samples at `rate`, full scale 1. Raises ValueError when the file holds no sound that can be read."""
+def load_clip(path: Path, rate: int, *, silence: bool = False) -> Samples:
+    """Mono samples at `rate`, full scale 1. Raises ValueError when the file holds no sound that can be read, or one that no
+    training clip could have been: silent (unless `silence` is a class), not finite, in another scale."""
     try:
         samples, clip_rate = _read_wav(path)
     except OSError as error:
@@ -53,14 +58,24 @@ def load_clip(path: Path, rate: int) -> Samples:
         samples, clip_rate = _read_with_soundfile(path, str(error) or "no WAV header")
     if not len(samples):
         raise ValueError(f"{path} is empty")
-    return resample(samples, clip_rate, rate)
+    if clip_rate < LOWEST_RATE:
+        raise ValueError(f"{path} has {clip_rate} Hz: at least {LOWEST_RATE} are needed")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path} has samples that are not numbers")
+    if np.abs(samples).max() < SMALLEST_PEAK and not silence:
+        raise ValueError(f"{path} is silent")
+    if np.abs(samples).max() > LARGEST_PEAK:
+        raise ValueError(f"{path} has samples up to {np.abs(samples).max():.3g}, where full scale is 1: scale them")
+    return resample(samples.clip(-1, 1), clip_rate, rate)
 
 
 def _read_wav(path: Path) -> tuple[Samples, int]:
     with wave.open(str(path), "rb") as clip:
         if clip.getsampwidth() != 2:
             raise wave.Error(f"{8 * clip.getsampwidth()} bits a sample")
-        channels, rate, data = clip.getnchannels(), clip.getframerate(), clip.readframes(clip.getnframes())
+        channels, rate = clip.getnchannels(), clip.getframerate()
+        most = path.stat().st_size // (2 * channels)  # a recorder that streams writes a size of 4 GB
+        data = clip.readframes(min(clip.getnframes(), most))
     whole = data[: len(data) // (2 * channels) * 2 * channels]  # a torn file's last frame is left out
     samples = np.frombuffer(whole, "<i2").reshape(-1, channels).mean(1) / 32768
     return samples.astype(np.float32), rate
@@ -118,9 +133,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print every keyword's share as JSON, likeliest first")
     parser.add_argument("--embedding", action="store_true", help="print the speaker embedding as well")
     arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):  # a label that the terminal's code page lacks is written in escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         session, manifest, labels = load_model(arguments.model_folder)
-        clip = load_clip(arguments.clip, manifest["sample_rate"])
+        clip = load_clip(arguments.clip, manifest["sample_rate"], silence="_silence_" in labels)
     except ValueError as error:
         print(f"classify: {error}", file=sys.stderr)
         return 2

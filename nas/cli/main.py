@@ -1,5 +1,6 @@
 """The command line: thin commands that import late. A user's mistake is one line; --debug shows the traceback."""
 
+import io
 import json
 import os
 import sys
@@ -230,6 +231,9 @@ def spaces(
 
 def main() -> None:
     """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's code page lacks is written in escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except Exception as error:

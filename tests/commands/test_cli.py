@@ -291,7 +291,7 @@ def test_voxceleb1_is_imported_with_its_trials(tmp_path: Path) -> None:
         "2 trials in trials.parquet, 0 of clips that were left out are not",
     ], done.stderr
     checked = srlnas(tmp_path, "data", "check", "out.parquet", "--trials", "trials.parquet")
-    assert "test: 2" in checked.stdout
+    assert "trials: test 2" in checked.stdout
     write_corpus(tmp_path / "other.parquet", rows())
     line = refused(tmp_path, "data", "check", "other.parquet", "--trials", "trials.parquet")
     assert f"names the clip '{clips[0]}', which is not in the corpus" in line

@@ -1,6 +1,7 @@
 """The bundle's contract: what is in it, that it is complete or absent, that changes are seen, and that it runs on its own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from deploy.bundle import Bundle, verify_bundle, write_bundle
@@ -18,7 +20,7 @@ from deploy.target import load_target
 from search_spaces.architecture import Architecture, Geometry
 from trainers.networks.student import Student, load_student, save_student
 
-KEYWORDS = ("yes", "no", "häuser")
+KEYWORDS = ("نعم", "não", "häuser")
 TARGET = load_target("host")
 CLIPS = (0.1 * np.random.default_rng(0).standard_normal((3, TARGET.window))).astype(np.float32)
 FILES = {"model.onnx", "labels.json", "parity.json", "classify.py", "README.md"}
@@ -214,6 +216,44 @@ def test_classify_prints_one_line(written: Bundle, student_folder: Path, tmp_pat
     assert done.stdout == f"{KEYWORDS[shares.argmax()]}  {100 * shares.max():.1f} %\n"
 
 
+def tone() -> np.ndarray:
+    return 0.3 * np.sin(np.arange(16_000) / 20)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [(np.where(np.arange(16_000) == 9, np.nan, tone()), "not numbers"), (20_000 * tone(), "where full scale is 1")],
+)
+def test_classify_refuses_what_training_refuses(written: Bundle, tmp_path: Path, samples: np.ndarray, reason: str) -> None:
+    soundfile.write(tmp_path / "clip.wav", samples, 16_000, subtype="FLOAT")
+    command = [sys.executable, str(written.folder / "classify.py"), str(tmp_path / "clip.wav")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and reason in done.stderr
+
+
+def test_a_wav_that_was_streamed_is_read_to_its_end_and_no_further(written: Bundle, tmp_path: Path) -> None:
+    """Its header says 4 GiB, which a board cannot give."""
+    plain = Path(save_wav(tmp_path / "plain.wav", tone())).read_bytes()
+    at = plain.index(b"data")
+    (tmp_path / "pipe.wav").write_bytes(plain[:4] + b"\xff" * 4 + plain[8 : at + 4] + b"\xff" * 4 + plain[at + 8 :])
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))"
+    said = []
+    for name in ("plain.wav", "pipe.wav"):
+        run = f"import sys, runpy; {limit}; sys.argv = {[str(written.folder / 'classify.py'), str(tmp_path / name)]!r}"
+        done = subprocess.run([sys.executable, "-I", "-c", f"{run}\n{ALONE}"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+
+
+def test_a_label_that_the_terminal_lacks_is_written_in_escapes(written: Bundle, tmp_path: Path) -> None:
+    clip = save_wav(tmp_path / "clip.wav", tone())
+    for options in ([], ["--json"]):
+        command = [sys.executable, str(written.folder / "classify.py"), clip, *options]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def _text(path: Path) -> None:
     path.write_text("not a sound")
 
@@ -230,7 +270,15 @@ def _absent(path: Path) -> None:
     pass
 
 
-@pytest.mark.parametrize("make", [_text, _empty, _no_frames, _absent])
+def _silent(path: Path) -> None:
+    save_wav(path, np.zeros(16_000))
+
+
+def _slow(path: Path) -> None:
+    save_wav(path, tone(), rate=2_000)
+
+
+@pytest.mark.parametrize("make", [_text, _empty, _no_frames, _absent, _silent, _slow])
 def test_classify_refuses_in_one_line(written: Bundle, tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "clip.wav")
     arguments = [str(written.folder / "classify.py"), str(tmp_path / "clip.wav")]

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from trainers.speech.corpora import FULL_SCALE, Samples
 from trainers.speech.parquet import SILENCE, open_parquet
 
 SMALLEST_PEAK = 1e-4  # of full scale: below it a clip is silent
+LARGEST_PEAK = 2.0  # of full scale: a float file that is louder is in another scale; up to there peaks are clipped
 LOWEST_RATE = 4_000  # Hz
 BATCH_ROWS = 64  # clips decoded at a time
 SAMPLES_FILE, INDEX_FILE = "samples.i16", "index.parquet"
@@ -39,7 +41,8 @@ class BadAudio(Exception):
 def decode(data: bytes | Path, *, silence: bool = False) -> Samples:
     """An encoded audio file (bytes or path) -> its samples at 16 kHz, channels averaged, as int16 (samples,).
 
-    Raises BadAudio when libsndfile cannot read it, when it is empty, and when it is silent (unless `silence` is expected).
+    Raises BadAudio when libsndfile cannot read it, when it is empty, silent (unless `silence` is expected), not finite, or in
+    another scale than that of full scale 1.
     """
     if data == b"":
         raise BadAudio("empty")
@@ -54,8 +57,11 @@ def decode(data: bytes | Path, *, silence: bool = False) -> Samples:
         raise BadAudio("empty")
     if not np.isfinite(x).all():
         raise BadAudio("not finite")
-    if np.abs(x).max() < SMALLEST_PEAK and not silence:
+    peak = float(np.abs(x).max())
+    if peak < SMALLEST_PEAK and not silence:
         raise BadAudio("silent")
+    if peak > LARGEST_PEAK:
+        raise BadAudio(f"samples up to {peak:.3g}, where full scale is 1: scale them, or write whole numbers")
     return (x * FULL_SCALE).round().clip(-FULL_SCALE, FULL_SCALE - 1).astype("<i2")
 
 
@@ -155,7 +161,9 @@ def _source(parquet: Path, clip: str, audio: Mapping[str, Any]) -> bytes | Path:
 
 
 def _bad(error: Exception) -> BadAudio:
-    return BadAudio(f"unreadable: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    """Without the object's address that soundfile names where there is no file."""
+    reason = re.sub(r"^Error opening <[^>]*>: ", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
+    return BadAudio(f"unreadable: {reason}")
 
 
 def _resample(x: NDArray[np.float32], rate: int) -> NDArray[np.float32]:

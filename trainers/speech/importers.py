@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
+from trainers.speech.files import files_below
 from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 
@@ -35,20 +36,22 @@ def import_folder(
     pattern: such as `{keyword}/{speaker}_*.wav`; `*` and `?` stand for characters other than a slash, `{keyword}` and `{speaker}`
     (as short as possible) for names, both optional; a field given twice is the same name twice.
     No speaker is in two splits (without `{speaker}`: no content); `split_groups` says how they are drawn. Of equal files the
-    first stays. Any rate and number of channels will do; the report counts those that are converted when they are decoded.
+    first stays. Any rate and number of channels will do; the report counts those that are converted when they are decoded. Links to
+    files and folders are followed; what an operating system left there, and links that lead nowhere, are named in the report.
     An interrupted call goes on when it is repeated.
     Raises ValueError when the output exists, the folder is missing, the pattern has an unknown field or matches nothing, there
     is only one keyword, there are fewer than 3 speakers, or more than 1 % of the files are unreadable, empty or silent.
     """
     check_paths(folder, out)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = list(_matching(folder, names, pattern))
-    _check_matches(files, names, folder, pattern)
+    found = files_below(folder)
+    files = list(_matching(folder, found.names, pattern))
+    _check_matches(files, found.names, folder, pattern)
     split_of = split_groups({file.group for file in files}, seed, val_share, test_share)
     clips = (Clip(id=file.name, split=split_of[file.group], keyword=file.keyword, speaker=file.speaker) for file in files)
     notes = write_shards(folder, clips, out, official=False, progress=progress)
-    unmatched = len(names) - len(files)
-    return join_shards(out, notes, [f"files that do not match the pattern: {unmatched}"] if unmatched else [])
+    unmatched = len(found.names) - len(files)
+    strange = [f"files that do not match the pattern: {unmatched}"] if unmatched else []
+    return join_shards(out, notes, [*strange, *found.remarks()])
 
 
 def path_regex(pattern: str) -> re.Pattern[str]:

@@ -13,6 +13,7 @@ from torchaudio.datasets import LIBRISPEECH, VoxCeleb1Verification
 
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
+from trainers.speech.files import is_litter
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 from trainers.speech.trial_lists import write_trials
 
@@ -34,7 +35,7 @@ def import_voxceleb1(
     """
     check_paths(root, out, *([trials] if trials else []))
     pairs = _verification_pairs(root)
-    names = [path.relative_to(root / "wav").as_posix() for path in (root / "wav").glob("*/*/*.wav")]
+    names = [path.relative_to(root / "wav").as_posix() for path in (root / "wav").glob("*/*/*.wav") if not is_litter(path.name)]
     listed = dict.fromkeys(name for pair in pairs for name in pair[:2])
     check_listed(root, TRIAL_LIST, listed, set(names))
     names.sort(key=lambda name: (name not in listed, name))  # of two equal files the one with trials stays
@@ -126,6 +127,7 @@ def _librispeech_clips(folder: Path, subset: str) -> list[Clip]:
     listed = [
         path.with_name(f"{line.split()[0]}.flac").relative_to(folder).as_posix()
         for path in sorted((folder / subset).glob("*/*/*.trans.txt"))
+        if not is_litter(path.name)
         for line in path.read_text().splitlines()
         if line.strip()
     ]

@@ -13,6 +13,7 @@ from torchaudio.datasets import SPEECHCOMMANDS
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.speech.clips import Clip, Piece
 from trainers.speech.corpora import SPLITS, Progress
+from trainers.speech.files import is_litter
 from trainers.speech.layouts import check_listed, metadata, require
 from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
@@ -69,7 +70,8 @@ def _speech_commands_clips(folder: Path) -> list[Clip]:
 
     def subset(path: Path, name: str | None) -> dict[str, tuple[str, str]]:
         found = metadata(path, lambda: SPEECHCOMMANDS(folder.parent, folder.name, "", subset=name))
-        return {clip.removeprefix(f"{folder.name}/"): (word, speaker) for clip, _, word, speaker, _ in found}
+        clips = {clip.removeprefix(f"{folder.name}/"): (word, speaker) for clip, _, word, speaker, _ in found}
+        return {clip: about for clip, about in clips.items() if not is_litter(clip.rpartition("/")[2])}
 
     clips = subset(folder, None)
     split_of: dict[str, str] = {}
@@ -125,6 +127,8 @@ def _recordings(folder: Path) -> dict[str, int]:
     """The samples of each recording of noise. Raises ValueError when there is none, or one that cannot be used."""
     samples: dict[str, int] = {}
     for path in sorted((folder / NOISE_FOLDER).glob("*.wav")):
+        if is_litter(path.name):
+            continue
         try:
             about = soundfile.info(path)
         except (soundfile.SoundFileError, OSError) as error:

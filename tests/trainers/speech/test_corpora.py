@@ -192,7 +192,8 @@ def test_a_pickled_corpus_maps_the_same_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"no audio", "unreadable"),
+        (b"no audio", "unreadable: Format not recognised"),
+        (encoded(np.full(800, 300.0), subtype="FLOAT"), "samples up to 300, where full scale is 1"),
         (b"", "empty"),
         (encoded(np.zeros(0)), "empty"),
         (encoded(np.full(100, 2, np.int16)), "silent"),

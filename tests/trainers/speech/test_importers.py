@@ -69,6 +69,23 @@ def test_every_split_has_its_share_of_groups(groups: set[str], seed: int, val: f
     assert split_of == split_groups(sorted(groups, reverse=True), seed, val, test)
 
 
+def test_links_are_followed_and_what_is_passed_over_is_named(tmp_path: Path) -> None:
+    """A linked folder's clips are there, a loop ends, macOS' and dangling files are in the report."""
+    folder = fill(tmp_path / "in")
+    fill(tmp_path / "elsewhere", keywords=("a", "b", "up"))  # the third: its clips are none of the others
+    (folder / "up").symlink_to(tmp_path / "elsewhere/up")
+    (folder / "loop").symlink_to(folder)
+    (folder / "yes/s0_gone_0.wav").symlink_to("nowhere.wav")
+    (folder / "yes/._s0_nohash_0.wav").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    (folder / ".DS_Store").write_bytes(b"\0")
+    report = import_folder(folder, PATTERN, tmp_path / "out.parquet")
+    assert report.keywords == ("no", "up", "yes") and report.speakers == 6 and not report.skipped
+    assert [remark for remark in report.remarks if "pattern" not in remark] == [
+        "files that an operating system left there: 2, as .DS_Store",
+        "links that lead nowhere: 1, as yes/s0_gone_0.wav",
+    ]
+
+
 def test_another_seed_is_another_split() -> None:
     groups = [str(i) for i in range(40)]
     assert len({tuple(split_groups(groups, seed, 0.2, 0.2).items()) for seed in range(5)}) == 5
