@@ -13,8 +13,10 @@ import torch
 from rich.console import Console
 
 from deploy.measure import device_facts
+from nas.study.budget import append_line, read_lines
 from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
+from nas.tracking.outage import Outage
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.learning.precision import pick_device
 from trainers.networks.dimensions import dimensions
@@ -26,39 +28,47 @@ from trainers.teacher.writer import teacher_shape, write_teacher
 
 EXPERIMENT = "teachers"
 SPENT_FILE = "spent.json"  # seconds and the last values, over all restarts
+WAITING_FILE = "waiting.jsonl"  # values that MLflow did not take
+MADE_FILE = "made"  # the run whose teacher is complete
 
 
 @dataclass(kw_only=True)
 class Curves:
-    """Passes a run's values on to MLflow, which may be away for a while, and to the console; counts the seconds."""
+    """Passes a run's values on to MLflow, which may be away, and to the console; counts the seconds. What MLflow did not take is
+    kept in `folder`, and sent again with the next values."""
 
     tracking: Tracking
     console: Console
-    file: Path
+    folder: Path
     total: int
     began: float = field(default_factory=time.monotonic)
-    waiting: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.spent: dict[str, float] = json.loads(self.file.read_text()) if self.file.is_file() else {"seconds": 0.0}
+        spent = self.folder / SPENT_FILE
+        self.spent: dict[str, float] = json.loads(spent.read_text()) if spent.is_file() else {"seconds": 0.0}
         self.before = self.spent["seconds"]
+        self.waiting = [(int(line["step"]), line["values"]) for line in read_lines(self.folder / WAITING_FILE)]
+        self.outage = Outage("the pretraining")
 
     def values(self, step: int, values: dict[str, float]) -> None:
-        from mlflow.exceptions import MlflowException
-
         self.spent |= {**values, "seconds": self.before + time.monotonic() - self.began}
-        self.file.write_text(json.dumps(self.spent))
+        (self.folder / SPENT_FILE).write_text(json.dumps(self.spent))
         self.waiting.append((step, values))
-        try:
-            while self.waiting:  # MLflow takes 1,000 values a call
-                self.tracking.log_curves(self.waiting[:100])
-                del self.waiting[:100]
-        except MlflowException as error:
-            self.console.print(f"MLflow did not take the values of step {step}, they will be sent again: {str(error)[:200]}")
+        append_line(self.folder / WAITING_FILE, {"step": step, "values": values})
+        self.outage.passed_over(self.send)
         if "val_loss" in values:
             told = {name: value for name, value in values.items() if name not in ("rate", "iteration")}
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in told.items())
             self.console.print(f"step {step} of {self.total}: {shown}")
+
+    def send(self) -> None:
+        """What MLflow lacks."""
+        while self.waiting:  # it takes 1,000 values a call
+            self.tracking.log_curves(self.waiting[:100])
+            del self.waiting[:100]
+            (self.folder / WAITING_FILE).unlink(missing_ok=True)
+            for step, values in self.waiting:
+                append_line(self.folder / WAITING_FILE, {"step": step, "values": values})
 
 
 def pretrain_teacher(
@@ -78,8 +88,6 @@ def pretrain_teacher(
     start: a HuBERT in a folder, whose weights the run goes on with and whose shape it takes.
     Raises ValueError when `out` holds a teacher already, and for all that `trainers.pretraining.pretrain.pretrain` refuses.
     """
-    if (out / CONFIG).exists():
-        raise ValueError(f"{out} holds a teacher already: choose another folder, or remove it")
     config, normalizes = teacher_shape(start or shape)
     begun = load_teacher(start) if start else None
     architecture, geometry = dimensions(config, normalizes)
@@ -92,28 +100,45 @@ def pretrain_teacher(
         **asdict(recipe),
     }
     name = f"{out.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+    is_made = (out / CONFIG).exists()
+    if is_made and not ((folder / MADE_FILE).is_file() and (folder / MADE_FILE).read_text() == name):
+        raise ValueError(f"{out} holds a teacher already: choose another folder, or remove it")
     with tracked(tracking_uri, EXPERIMENT, search=name, description="Pretrained teachers") as tracking:
         tracking.log_curves([], params=asked)
-        with progress(console, f"pretraining {out}") as tick:
-            curves = Curves(tracking=tracking, console=console, file=folder / SPENT_FILE, total=sum(recipe.steps))
-            encoder = pretrain(
-                Pretraining(
-                    recipe=recipe,
-                    corpus=corpus,
-                    architecture=architecture,
-                    geometry=geometry,
-                    noise=noise,
-                    folder=folder,
-                    device=device,
-                    start=begun,
-                    watch=Watch(values=curves.values, stage=console.print, progress=tick),
+        folder.mkdir(parents=True, exist_ok=True)
+        curves = Curves(tracking=tracking, console=console, folder=folder, total=sum(recipe.steps))
+        if not is_made:
+            with progress(console, f"pretraining {out}") as tick:
+                encoder = pretrain(
+                    Pretraining(
+                        recipe=recipe,
+                        corpus=corpus,
+                        architecture=architecture,
+                        geometry=geometry,
+                        noise=noise,
+                        folder=folder,
+                        device=device,
+                        start=begun,
+                        watch=Watch(values=curves.values, stage=console.print, progress=tick),
+                    )
                 )
-            )
-        facts = _facts(out.name, corpus, asked, curves.spent, device, licence)
-        write_teacher(encoder, config, out, card(facts))
-        tracking.client.log_artifact(tracking.run_id, str(out / "README.md"))
+            write_teacher(encoder, config, out, card(_facts(out.name, corpus, asked, curves.spent, device, licence)))
+            (folder / MADE_FILE).write_text(name)
+        _log(tracking, curves, out)
     shutil.rmtree(folder)
-    return facts
+    return _facts(out.name, corpus, asked, curves.spent, device, licence)
+
+
+def _log(tracking: Tracking, curves: Curves, out: Path) -> None:
+    """What MLflow lacks of a teacher that is made. Raises ValueError when it does not take it: nothing is lost then."""
+    try:
+        curves.send()
+        tracking.client.log_artifact(tracking.run_id, str(out / "README.md"))
+    except Exception as error:  # MLflow's and its transports' many kinds
+        raise ValueError(
+            f"the teacher {out} is complete, but MLflow did not take its curves ({str(error).splitlines()[0]}): "
+            "the same command logs them again"
+        ) from error
 
 
 def _facts(

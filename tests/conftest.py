@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing answers there: no test reaches a model hub
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: test processes already fill the cores,
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # and a thread that waits must not keep one busy
 

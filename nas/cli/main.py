@@ -201,9 +201,11 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open MLflow's pages on this machine alone."""
-    from nas.tracking.connection import ENVIRONMENT, default_tracking_uri, ui_command
+    from nas.tracking.connection import ENVIRONMENT, check_exists, default_tracking_uri, ui_command
 
-    command = ui_command(tracking_uri or default_tracking_uri(), port)
+    uri = tracking_uri or default_tracking_uri()
+    check_exists(uri)
+    command = ui_command(uri, port)
     typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
     os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
 

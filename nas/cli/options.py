@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow server or database; default: srlnas.db (sqlite) in the working folder.")
+    str | None,
+    typer.Option(help="MLflow server or database; default: MLFLOW_TRACKING_URI, else srlnas.db (sqlite) in the working folder."),
 ]
 RecipeFile = Annotated[
     Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")

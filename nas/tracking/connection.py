@@ -30,15 +30,36 @@ ENVIRONMENT = {
 
 
 def default_tracking_uri() -> str:
-    """`srlnas.db` in the working folder; its artifacts go to `mlartifacts` beside it."""
-    return f"sqlite:///{Path.cwd() / 'srlnas.db'}"
+    """MLFLOW_TRACKING_URI, as MLflow's users expect; without it `srlnas.db` in the working folder, its artifacts in `mlartifacts`
+    beside it."""
+    here = Path.cwd() / "srlnas.db"
+    if any(mark in str(here) for mark in "#?%"):  # they mean something in a URI: relative to the working folder
+        here = Path(here.name)
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{here}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite address; None for other addresses, and in memory."""
+    if not uri.startswith("sqlite:"):
+        return None
+    name = uri.partition(":///")[2].partition("?")[0]
+    return Path(name) if name and name != ":memory:" else None
+
+
+def check_exists(uri: str) -> None:
+    """Raises ValueError where reading would make a new, empty database."""
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise ValueError(
+            f"there is no MLflow database at {file.absolute()}: run this in the folder of the search, or name its --tracking-uri"
+        )
 
 
 def ui_command(uri: str, port: int) -> list[str]:
     """Command line that shows a tracking database in the browser, on 127.0.0.1 alone. A password in `uri` would be seen in
     the list of processes: PGPASSWORD keeps it out. Raises ValueError where `uri` is a server, which has a UI of its own."""
     if scheme_of(uri) in SERVERS:
-        raise ValueError(f"{_shown(uri)} is an MLflow server: open that address in a browser")
+        raise ValueError(f"{shown(uri)} is an MLflow server: open that address in a browser")
     options = ["--backend-store-uri", uri, "--artifacts-destination", str(artifacts_folder(uri))]
     network = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *options, *network]
@@ -50,6 +71,7 @@ def connect(uri: str) -> "MlflowClient":
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # pages of SQL for what our one line says
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -69,7 +91,7 @@ def scheme_of(uri: str) -> str:
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme not in SERVERS + DATABASES:
         raise ValueError(
-            f"tracking URI {_shown(uri)!r}: give http(s)://host:port of an MLflow server, sqlite:///file.db or postgresql://...; "
+            f"tracking URI {shown(uri)!r}: give http(s)://host:port of an MLflow server, sqlite:///file.db or postgresql://...; "
             "MLflow's folders of files (file:, ./mlruns) are no longer supported by MLflow"
         )
     return scheme
@@ -87,22 +109,23 @@ def _reach_database(uri: str, scheme: str) -> None:
 
 def _refusal(uri: str, scheme: str, error: str) -> str:
     """One line for what went wrong, with the way out."""
-    reason = _shown(error).splitlines()[0][:300] if error else "no reason given"
+    reason = shown(error).splitlines()[0][:300] if error else "no reason given"
     if scheme in DATABASES:
         driver = "; install it, or name another: postgresql+psycopg2://..." if "No module named" in reason else ""
-        return f"MLflow cannot use {_shown(uri)}: {reason}{driver}"
+        return f"MLflow cannot use {shown(uri)}: {reason}{driver}"
     if re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", error):
         return (
-            f"the MLflow server at {_shown(uri)} refuses this user or this host name: set MLFLOW_TRACKING_USERNAME and "
+            f"the MLflow server at {shown(uri)} refuses this user or this host name: set MLFLOW_TRACKING_USERNAME and "
             f"MLFLOW_TRACKING_PASSWORD, and see the server's allowed hosts ({reason})"
         )
     return (
-        f"no MLflow server answers at {_shown(uri)}: start it with `mlflow server` (see mlflow/README.md) "
+        f"no MLflow server answers at {shown(uri)}: start it with `mlflow server` (see mlflow/README.md) "
         f"or leave --tracking-uri out ({reason})"
     )
 
 
-def _shown(uri: str) -> str:
+def shown(uri: str) -> str:
+    """An address without its password."""
     return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
@@ -119,5 +142,5 @@ def _environment(**changes: str) -> Iterator[None]:
 
 def artifacts_folder(uri: str) -> Path:
     """Where a database without a server keeps its artifacts: beside a sqlite file, else in the working folder."""
-    file = urlsplit(uri).path.removeprefix("/") if scheme_of(uri) == "sqlite" else ""
-    return (Path(file).resolve().parent if file else Path.cwd()) / "mlartifacts"
+    file = sqlite_file(uri)
+    return (file.resolve().parent if file else Path.cwd()) / "mlartifacts"

@@ -7,6 +7,10 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
 class Outage:
     """Says once that MLflow does not answer; what it missed is to be logged at the end, since all that is logged is keyed."""
 
@@ -20,6 +24,8 @@ class Outage:
             return call()
         except Exception as error:  # MLflow's and its transports' many kinds
             if not self.was_told:
-                warnings.warn(f"MLflow does not answer, {self.work} goes on and logs at its end: {error}", stacklevel=3)
+                warnings.warn(
+                    f"MLflow does not answer, {self.work} goes on and logs at its end: {_first_line(error)}", stacklevel=3
+                )
             self.was_told = True
             return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.tracking.connection import connect
+from nas.tracking.connection import check_exists, connect, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,8 +32,12 @@ def resolve_model(model: str, tracking_uri: str, *, folder: Path | None = None) 
     address = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
     if not address and not re.fullmatch(r"[0-9a-f]{32}", model):
         raise ValueError(f"model {model!r}: give a run id (32 hexadecimal digits), models:/name@alias or models:/name/version")
+    check_exists(tracking_uri)
     client = connect(tracking_uri)
-    logged, name, version = _registered(client, *address.groups()) if address else (_of_run(client, model), None, None)
+    try:
+        logged, name, version = _registered(client, *address.groups()) if address else (_of_run(client, model), None, None)
+    except ValueError as error:
+        raise ValueError(f"{error} (asked {shown(tracking_uri)})") from error
     from mlflow.artifacts import download_artifacts
 
     target = Path(folder or tempfile.mkdtemp(prefix="srlnas-model-"))

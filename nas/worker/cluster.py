@@ -16,6 +16,7 @@ from nas.study.folder import Study
 
 Item = TypeVar("Item")
 ANSWER_SECONDS = 5
+LONGEST_TMPDIR = 40
 PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
 
 
@@ -30,6 +31,8 @@ def connect(address: str | None = None) -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: the front is written first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON and TensorBoard files that nobody reads
+    if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:  # a socket's path has 107 bytes, and Ray's own part of it is long
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
     address = address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address in (None, "", "local"):  # Ray itself would join any cluster that it finds on this machine

@@ -22,6 +22,7 @@ from deploy.target import DATA_SHEET
 from nas.cli.main import main, quantity
 from nas.paper.reproduce import Experiment, new_experiment
 from nas.study.config import StudyConfig
+from nas.tracking.mirror import open_tracking
 from trainers.speech.parquet import write_corpus
 from trainers.teacher.teacher import BUNDLED_FOLDER
 
@@ -217,10 +218,27 @@ def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:
     assert "model.safetensors" in refused(tmp_path, "search", "--teacher", "half")
 
 
-@pytest.mark.parametrize("model", ["nothing", "models:/nothing@knee", "models:/nothing/1", "0" * 32])
+@pytest.mark.parametrize("model", ["models:/nothing@knee", "models:/nothing/1", "0" * 32])
 def test_a_model_that_mlflow_does_not_have(tmp_path: Path, model: str) -> None:
-    refused(tmp_path, "export", model)
+    """Where there is no database reading makes none; where there is one, it is named."""
+    assert f"there is no MLflow database at {tmp_path}/srlnas.db" in refused(tmp_path, "export", model)
+    assert "there is no MLflow database" in refused(tmp_path, "ui")
+    assert list(tmp_path.iterdir()) == []
+    open_tracking(f"sqlite:///{tmp_path}/srlnas.db", "empty")
+    assert f"(asked sqlite:///{tmp_path}/srlnas.db)" in refused(tmp_path, "export", model)
     assert not (tmp_path / "deploy").exists()
+
+
+def test_mlflows_own_variable_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option goes before it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    assert f"{tmp_path}/elsewhere.db" in refused(tmp_path, "export", "models:/nothing@knee")
+    named = ("--tracking-uri", f"sqlite:///{tmp_path}/named.db")
+    assert f"{tmp_path}/named.db" in refused(tmp_path, "export", "models:/nothing@knee", *named)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "give a run id" in refused(tmp_path, "export", "nothing")
 
 
 def test_spaces_are_listed_with_their_size(tmp_path: Path) -> None:

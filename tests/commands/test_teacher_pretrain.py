@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -100,3 +101,30 @@ def test_a_mistake_is_one_line(folder: Path, arguments: tuple[str, ...], part: s
     refused = subprocess.run([*PRETRAIN, *arguments], cwd=folder, capture_output=True, text=True)
     assert refused.returncode == 2 and part in refused.stderr and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     assert not (folder / "other").exists()
+
+
+def test_a_locked_database_loses_neither_the_teacher_nor_its_curves(folder: Path) -> None:
+    """Something holds srlnas.db until the teacher is made; the same command then logs what MLflow missed."""
+    command = [*PRETRAIN, "locked", *SMALL, "--steps", "3", "--units", "8", "--shape", "shape"]
+    started = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "locked.pretraining").is_dir():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    held = sqlite3.connect(folder / "srlnas.db", isolation_level=None, timeout=60)
+    held.execute("BEGIN EXCLUSIVE")
+    out, errors = started.communicate()
+    held.execute("ROLLBACK")
+    held.close()
+    assert started.returncode == 2 and "the teacher locked is complete, but MLflow did not take its curves" in errors, out + errors
+    assert "SELECT" not in errors and (folder / "locked/config.json").is_file()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and not (folder / "locked.pretraining").exists(), done.stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/srlnas.db")
+    runs = client.search_runs([client.get_experiment_by_name("teachers").experiment_id])
+    run = next(run for run in runs if run.info.run_name.startswith("locked"))
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [3]
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert again.returncode == 2 and "holds a teacher already" in again.stderr

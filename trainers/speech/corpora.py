@@ -39,7 +39,7 @@ class Corpus:
     ids, splits, keywords, speakers: one entry a clip; None where a keyword or a speaker is not known.
     digest: the same for the same files in the same order. synthetic: any file is marked as synthetic speech.
     skipped: (id, reason) of each clip that could not be used. remarks: what is to be said of how the files were read.
-    corpora: what each clip's id belongs to; None where all are of one corpus.
+    corpora: number of what each clip's id belongs to, None where all are of one corpus; names: of the corpora.
     """
 
     samples: tuple[MappedSamples, ...]
@@ -53,7 +53,8 @@ class Corpus:
     digest: str
     synthetic: bool
     skipped: tuple[tuple[str, str], ...]
-    corpora: NDArray[np.str_] | None = None
+    corpora: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -86,9 +87,11 @@ def content_hash(path: Path, cache: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=stamp.parent, delete=False) as part:
-        part.write(digest)
-    os.replace(part.name, stamp)
+    part = stamp.with_name(
+        f".{stamp.name}-{os.getpid()}-{threading.get_ident()}"
+    )  # not of `tempfile`: its maker alone could read it
+    part.write_text(digest)
+    part.replace(stamp)
     return digest
 
 

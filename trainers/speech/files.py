@@ -46,3 +46,8 @@ def _walk(root: Path, folder: Path, above: tuple[str, ...]) -> Iterator[str]:
             yield Path(entry.path).relative_to(root).as_posix()
         elif (real := os.path.realpath(entry.path)) not in above:
             yield from _walk(root, Path(entry.path), (*above, real))
+
+
+def lines_of(path: Path) -> list[str]:
+    """Of a list that an editor may have left a byte order mark, other line ends or blank lines in."""
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

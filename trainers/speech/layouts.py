@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchaudio.datasets import LIBRISPEECH, VoxCeleb1Verification
+from torchaudio.datasets import LIBRISPEECH
 
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
-from trainers.speech.files import is_litter
+from trainers.speech.files import is_litter, lines_of
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 from trainers.speech.trial_lists import write_trials
 
@@ -96,13 +96,17 @@ def _verification_pairs(root: Path) -> list[tuple[str, str, bool]]:
     require(root / "wav", f"unpack vox1_dev_wav.zip and vox1_test_wav.zip in {root}")
     path = root / TRIAL_LIST
     require(path, f"get it from {VERIFICATION}")
-    pairs = [(enrol, test, label) for enrol, test, _, label, *_ in metadata(path, lambda: VoxCeleb1Verification(root))]
-    for enrol, test, label in pairs:
-        if label != (_speaker(enrol) == _speaker(test)):
-            raise ValueError(f"{path} is not as in the corpus: {label} {enrol} {test}")
+    pairs = [_pair(path, line) for line in lines_of(path)]
     if not pairs:
         raise ValueError(f"{path} is empty: get it from {VERIFICATION}")
-    return [(enrol, test, bool(label)) for enrol, test, label in pairs]
+    return pairs
+
+
+def _pair(path: Path, line: str) -> tuple[str, str, bool]:
+    label, *clips = line.split()
+    if label not in ("0", "1") or len(clips) != 2 or (label == "1") != (_speaker(clips[0]) == _speaker(clips[1])):
+        raise ValueError(f"{path} is not as in the corpus: {line}")
+    return clips[0], clips[1], label == "1"
 
 
 def _speaker(name: str) -> str:
@@ -128,8 +132,7 @@ def _librispeech_clips(folder: Path, subset: str) -> list[Clip]:
         path.with_name(f"{line.split()[0]}.flac").relative_to(folder).as_posix()
         for path in sorted((folder / subset).glob("*/*/*.trans.txt"))
         if not is_litter(path.name)
-        for line in path.read_text().splitlines()
-        if line.strip()
+        for line in lines_of(path)
     ]
     check_listed(folder / subset, "the transcripts", listed, {clip.id for clip in clips})
     if not clips:

@@ -32,9 +32,10 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
     paths = [Path(path) for path in paths]
     tables, remarks = zip(*map(read_columns, paths), strict=True)
     columns = {name: _objects(table[name] for table in tables) for name in COLUMNS}
-    corpora = np.repeat([corpus_of(path) for path in paths], [len(table) for table in tables])
-    for corpus in dict.fromkeys(corpora):
-        check_columns({name: column[corpora == corpus] for name, column in columns.items()}, corpus)
+    names = list(dict.fromkeys(map(corpus_of, paths)))
+    corpora = np.repeat([names.index(corpus_of(path)) for path in paths], [len(table) for table in tables])
+    for number, corpus in enumerate(names):
+        check_columns({name: column[corpora == number] for name, column in columns.items()}, corpus)
     hashes: list[str] = []
     folders: list[Path] = []
     done, total = 0, len(columns["id"])
@@ -55,11 +56,12 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
         ids=columns["id"][~bad],
         splits=columns["split"][~bad],
         keywords=columns["keyword"][~bad],
-        speakers=_people(columns["speaker_id"], corpora)[~bad],
+        speakers=_people(columns["speaker_id"], corpora, names)[~bad],
         digest=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
         synthetic=any((table.schema.metadata or {}).get(b"synthetic") == b"true" for table in tables),
         skipped=skipped,
-        corpora=corpora[~bad],
+        corpora=corpora[~bad] if len(names) > 1 else None,
+        names=tuple(names),
         remarks=(*(remark for said in remarks for remark in said), *_shared_keywords(columns["keyword"], corpora)),
     )
 
@@ -69,12 +71,11 @@ def corpus_of(path: Path) -> str:
     return str(path.parent if SHARD.fullmatch(path.name) else path)
 
 
-def _people(speakers: NDArray[np.object_], corpora: NDArray[np.str_]) -> NDArray[np.object_]:
+def _people(speakers: NDArray[np.object_], corpora: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.object_]:
     """Speakers of several corpora with the name of theirs; those of one as they are."""
-    names = list(dict.fromkeys(corpora))
     if len(names) == 1:
         return speakers
-    short = dict(zip(names, _short_names(names), strict=True))
+    short = _short_names(names)
     return np.array([None if s is None else f"{short[c]}:{s}" for s, c in zip(speakers, corpora, strict=True)], object)
 
 
@@ -84,9 +85,9 @@ def _short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else [*names]
 
 
-def _shared_keywords(keywords: NDArray[np.object_], corpora: NDArray[np.str_]) -> list[str]:
+def _shared_keywords(keywords: NDArray[np.object_], corpora: NDArray[np.int64]) -> list[str]:
     """One remark where corpora share keywords, which are then the same ones."""
-    words = [set(keywords[corpora == corpus]) - {None} for corpus in dict.fromkeys(corpora)]
+    words = [set(keywords[corpora == number]) - {None} for number in np.unique(corpora)]
     both = sorted({word for i, own in enumerate(words) for other in words[i + 1 :] for word in own & other})
     shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
     return [f"{len(both)} keywords are in two corpora and taken as the same: {shown}"] if both else []

@@ -1,6 +1,7 @@
 """Speech Commands as its archives unpack -> a corpus; see layouts.py for what the official corpora have in common."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,14 +14,15 @@ from torchaudio.datasets import SPEECHCOMMANDS
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.speech.clips import Clip, Piece
 from trainers.speech.corpora import SPLITS, Progress
-from trainers.speech.files import is_litter
+from trainers.speech.files import is_litter, lines_of
 from trainers.speech.layouts import check_listed, metadata, require
 from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 VERSIONS = ("speech_commands_v0.02", "speech_commands_v0.01")
-LISTS = {"validation_list.txt": ("val", "validation"), "testing_list.txt": ("test", "testing")}  # split, torchaudio's subset
+LISTS = {"validation_list.txt": "val", "testing_list.txt": "test"}
+LISTED = re.compile(r"[^/]+/[^/]+_nohash_\d+\.wav")
 NOISE_FOLDER = "_background_noise_"
 ARCHIVE = "http://download.tensorflow.org/data/{}.tar.gz"
 EXTRA_PERCENT = 10  # clips of `_unknown_`, and of `_silence_`, for 100 of the wanted words
@@ -68,16 +70,15 @@ def _speech_commands_folder(root: Path) -> Path:
 def _speech_commands_clips(folder: Path) -> list[Clip]:
     """Of all words, with the splits of the two lists. Raises ValueError when a list or a clip of one is missing."""
 
-    def subset(path: Path, name: str | None) -> dict[str, tuple[str, str]]:
-        found = metadata(path, lambda: SPEECHCOMMANDS(folder.parent, folder.name, "", subset=name))
-        clips = {clip.removeprefix(f"{folder.name}/"): (word, speaker) for clip, _, word, speaker, _ in found}
-        return {clip: about for clip, about in clips.items() if not is_litter(clip.rpartition("/")[2])}
-
-    clips = subset(folder, None)
+    found = metadata(folder, lambda: SPEECHCOMMANDS(folder.parent, folder.name, ""))
+    every = {clip.removeprefix(f"{folder.name}/"): (word, speaker) for clip, _, word, speaker, _ in found}
+    clips = {clip: about for clip, about in every.items() if not is_litter(clip.rpartition("/")[2])}
     split_of: dict[str, str] = {}
-    for listing, (split, name) in LISTS.items():
+    for listing, split in LISTS.items():
         require(folder / listing, f"it is in {ARCHIVE.format(folder.name)}")
-        listed = subset(folder / listing, name)
+        listed = lines_of(folder / listing)
+        if odd := next((line for line in listed if not LISTED.fullmatch(line)), None):
+            raise ValueError(f"{folder / listing} is not as in the corpus: {odd}")
         check_listed(folder, listing, listed, clips)
         for clip in listed:
             if split_of.setdefault(clip, split) != split:

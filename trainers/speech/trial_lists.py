@@ -53,7 +53,7 @@ def _pair(corpus: Corpus, rows: Mapping[str, list[int]], enrol: str, test: str, 
     pairs = [(a, b) for a in rows[enrol] for b in rows[test] if of[a] == of[b]]
     if len(pairs) == 1:
         return pairs[0]
-    names = " and ".join(dict.fromkeys(str(of[row]) for row in (*rows[enrol], *rows[test])))
+    names = " and ".join(dict.fromkeys(corpus.names[of[row]] for row in (*rows[enrol], *rows[test])))
     wrong = "clips of two corpora" if not pairs else "clips that are in several corpora"
     raise ValueError(f"{path}: the trial of {enrol!r} and {test!r} names {wrong}, {names}: give ids that are in one corpus alone")
 

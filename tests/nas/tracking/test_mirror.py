@@ -510,3 +510,19 @@ def test_a_team_server_takes_a_study(server: str, model_folder: Path, tmp_path: 
     with pytest.raises(ValueError, match="it has models:/demo@knee"):
         resolve_model("models:/demo@fastest", server)
     assert {path.name for path in tmp_path.iterdir()} == {"export", "front.png"}  # nothing stored at the client's
+
+
+@pytest.mark.parametrize("name", ["C# voice", "what?", "feature%2Fwords", "plain"])
+def test_a_folder_whose_name_means_something_in_a_uri_holds_all_of_it(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Database and artifacts, found again by another process's client."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    study = open_tracking(default_tracking_uri(), "demo")
+    run_id = study.log_run("finalist-1", kind="finalist")
+    register(study.client, "demo", log_model(study, run_id, "finalist-1", model_folder), aliases=["knee"])
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"srlnas.db", "mlartifacts"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    found = resolve_model("models:/demo@knee", default_tracking_uri(), folder=tmp_path / name / "read")
+    assert {path.name for path in found.folder.iterdir()} == {path.name for path in model_folder.iterdir()}

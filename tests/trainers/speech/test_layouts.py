@@ -17,6 +17,7 @@ from scipy.signal import correlate
 from torchaudio.datasets import librispeech, speechcommands, voxceleb1
 
 from trainers.speech import shards, speech_commands
+from trainers.speech.files import lines_of
 from trainers.speech.layouts import import_librispeech, import_voxceleb1
 from trainers.speech.loading import load_corpus
 from trainers.speech.speech_commands import WORDS, import_speech_commands
@@ -172,7 +173,7 @@ def damaged_commands() -> Iterator[Any]:
     yield case("a_speaker_in_two_splits", "1 of 6 speakers, as 44cd084a, are in two splits")
     yield case("an_odd_name", r"is not as in the corpus: .*'first'")
     yield case("an_odd_line", r"testing_list\.txt is not as in the corpus")
-    yield case("a_line_that_leaves", r"1 of 27 clips of testing_list\.txt are missing, as \.\./\.\./out_nohash_0\.wav")
+    yield case("a_line_that_leaves", r"testing_list\.txt is not as in the corpus: .*out_nohash_0\.wav")
 
 
 def no_list(folder: Path) -> None:
@@ -455,3 +456,9 @@ def test_damaged_librispeech(tmp_path: Path) -> None:
     shutil.rmtree(root / "LibriSpeech/dev-clean")
     (root / "LibriSpeech/dev-clean").mkdir()
     refused("dev-clean looks half downloaded: it has no clips", "dev-clean")
+
+
+def test_lists_that_an_editor_has_changed_are_read_as_they_were(tmp_path: Path) -> None:
+    """A byte order mark, the line ends of Windows, blank lines."""
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa b\r\n\r\nc\r\n\r\n")
+    assert lines_of(tmp_path / "list.txt") == ["a b", "c"]

@@ -164,7 +164,7 @@ def test_real_trials(tmp_path: Path) -> None:
 def in_two(ids: list[str]) -> Corpus:
     """The validation clips twice, in the corpora a and b, with these ids."""
     twice = corpus_of([*CLIPS[:3], *CLIPS[:3]])
-    return dataclasses.replace(twice, ids=np.array(ids, object), corpora=np.array(["a"] * 3 + ["b"] * 3))
+    return dataclasses.replace(twice, ids=np.array(ids, object), corpora=np.repeat([0, 1], 3), names=("a", "b"))
 
 
 def test_a_trial_is_of_the_corpus_that_has_both_clips(tmp_path: Path) -> None:
