@@ -103,6 +103,7 @@ def test_a_mistake_is_one_line(folder: Path, arguments: tuple[str, ...], part: s
     assert not (folder / "other").exists()
 
 
+@pytest.mark.slow  # SQLite waits for every lock
 def test_a_locked_database_loses_neither_the_teacher_nor_its_curves(folder: Path) -> None:
     """Something holds srlnas.db until the teacher is made; the same command then logs what MLflow missed."""
     command = [*PRETRAIN, "locked", *SMALL, "--steps", "3", "--units", "8", "--shape", "shape"]

@@ -512,17 +512,30 @@ def test_a_team_server_takes_a_study(server: str, model_folder: Path, tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"export", "front.png"}  # nothing stored at the client's
 
 
-@pytest.mark.parametrize("name", ["C# voice", "what?", "feature%2Fwords", "plain"])
-def test_a_folder_whose_name_means_something_in_a_uri_holds_all_of_it(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Database and artifacts, found again by another process's client."""
-    (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / name)
-    study = open_tracking(default_tracking_uri(), "demo")
-    run_id = study.log_run("finalist-1", kind="finalist")
-    register(study.client, "demo", log_model(study, run_id, "finalist-1", model_folder), aliases=["knee"])
-    assert {path.name for path in (tmp_path / name).iterdir()} == {"srlnas.db", "mlartifacts"}
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    found = resolve_model("models:/demo@knee", default_tracking_uri(), folder=tmp_path / name / "read")
-    assert {path.name for path in found.folder.iterdir()} == {path.name for path in model_folder.iterdir()}
+LOG_A_MODEL = """
+import sys
+from pathlib import Path
+from nas.tracking.connection import default_tracking_uri
+from nas.tracking.mirror import open_tracking
+from nas.tracking.models import log_model, register
+study = open_tracking(default_tracking_uri(), "demo")
+register(study.client, "demo", log_model(study, study.log_run("f", kind="finalist"), "f", Path(sys.argv[1])), aliases=["knee"])
+"""
+READ_IT = """
+from pathlib import Path
+from nas.tracking.connection import default_tracking_uri
+from nas.tracking.registry import resolve_model
+print(*sorted(path.name for path in resolve_model("models:/demo@knee", default_tracking_uri(), folder=Path("read")).folder.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("name", ["C# voice", "what?", "feature%2Fwords"])
+def test_a_folder_whose_name_means_something_in_a_uri_holds_all_of_it(tmp_path: Path, model_folder: Path, name: str) -> None:
+    """Database and artifacts, found again by another process."""
+    here = tmp_path / name
+    here.mkdir()
+    subprocess.run([sys.executable, "-c", LOG_A_MODEL, str(model_folder)], cwd=here, check=True)
+    assert {path.name for path in here.iterdir()} == {"srlnas.db", "mlartifacts"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, model_folder.name}
+    read = subprocess.run([sys.executable, "-c", READ_IT], cwd=here, check=True, capture_output=True, text=True).stdout
+    assert read.split() == sorted(path.name for path in model_folder.iterdir())
