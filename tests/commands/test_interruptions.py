@@ -26,11 +26,14 @@ Options = tuple[str, ...]
 
 
 def test_ctrl_c_loses_nothing(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
-    """Interrupted while candidates train; the front so far is there; the same command with --resume runs the rest alone."""
+    """Interrupted while candidates train; the front so far is there; the same command with --resume runs the rest alone. The
+    interpreter's path has a blank, which Ray does not quote."""
+    (on_known_machine / "my project").symlink_to(sys.prefix)
+    python = str(on_known_machine / "my project/bin" / Path(sys.executable).name)
     arguments = ["search", *tiny_search, "--finalists", "1", "--candidates", "3", "--cpus", "2", "--name", "cut"]
     record = on_known_machine / "studies/cut/candidates.jsonl"
     started = subprocess.Popen(
-        [*SRLNAS, *arguments],
+        [python, "-m", "nas.cli", *arguments],
         cwd=on_known_machine,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,6 +110,27 @@ def test_a_worker_that_is_killed_fails_its_candidate_and_the_search_goes_on(
     assert "the worker died: The actor is dead because its worker process has died" in str(candidates[0].error)
     assert candidates[0].seconds > 0
     assert " left" in text and " spent" in text
+
+
+NO_WORKERS = """
+from nas.worker import cluster, presence
+cluster._interpreter = lambda: {"py_executable": "/nowhere/python"}
+presence.PATIENCE = 3.0
+from nas.cli.main import main
+main()
+"""
+
+
+def test_a_worker_that_never_comes_is_said_and_costs_nothing(on_known_machine: Path, tiny_search: Options) -> None:
+    """Ray's own words are in the line; the ledger has nothing for candidates."""
+    command = [sys.executable, "-c", NO_WORKERS, "search", *tiny_search, "--candidates", "1", "--name", "alone"]
+    done = subprocess.run(command, cwd=on_known_machine, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "no worker of Ray has begun a training" in done.stderr
+    assert "/nowhere/python" in done.stderr
+    study = open_folder(on_known_machine / "studies/alone")
+    assert "candidates" not in study.ledger.by_purpose()
+    assert [(candidate.state, candidate.seconds) for candidate in study.candidates()] == [("running", 0.0)]
 
 
 @pytest.mark.slow

@@ -525,7 +525,8 @@ READ_IT = """
 from pathlib import Path
 from nas.tracking.connection import default_tracking_uri
 from nas.tracking.registry import resolve_model
-print(*sorted(path.name for path in resolve_model("models:/demo@knee", default_tracking_uri(), folder=Path("read")).folder.iterdir()))
+found = resolve_model("models:/demo@knee", default_tracking_uri(), folder=Path("read"))
+print(*sorted(path.name for path in found.folder.iterdir()))
 """
 
 
