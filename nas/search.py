@@ -13,7 +13,7 @@ from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise
 from nas.stages.finalists import Choice
 from nas.stages.planning import describe_plan, planned
-from nas.stages.preparation import calibrate_target, prepare, sized
+from nas.stages.preparation import calibrate_target, check_members, prepare, sized
 from nas.stages.shared import prepare_shared
 from nas.study.budget import Account, in_words, parse_budget
 from nas.study.folder import Study
@@ -30,6 +30,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
     """
     config, budget = study.config, parse_budget(study.config.budget)
     with study.locked():
+        check_members(study)
         cluster.connect(ray_address)
         cluster.workers(config, budget)
         with tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking:

@@ -35,7 +35,7 @@ def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
     from trainers.learning.recipe import Recipe
 
     try:
-        fields = tomllib.loads(file.read_text()) if file else {}
+        fields = tomllib.loads(file.read_text(encoding="utf-8-sig")) if file else {}
     except FileNotFoundError:
         raise ValueError(f"there is no recipe {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ from nas.tracking.connection import default_tracking_uri
 from nas.worker import cluster
 from nas.worker.context import Context, cost_of, open_context
 from search_spaces.catalog import CATALOG, find_space
+from search_spaces.space import Replay
 from trainers.learning.elastic import check_shared
 from trainers.learning.precision import pick_device
 from trainers.teacher.teacher import load_teacher
@@ -50,6 +51,20 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     connect_mlflow(config.tracking_uri or default_tracking_uri())
     cluster.connect(ray_address)
     cluster.workers(config, budget)
+
+
+def check_members(study: Study) -> None:
+    """Raises ValueError, before anything is spent, where a study that goes on has candidates which its space does not hold."""
+    teacher, config = load_teacher(study.config.teacher), study.config
+    space = find_space(config.space, teacher.architecture, teacher.geometry)
+    for candidate in study.candidates():
+        try:
+            space.architecture(Replay(candidate.architecture))
+        except ValueError as error:
+            raise ValueError(
+                f"the space of the study {config.name} is another one than its candidates': {error} "
+                f"(candidate {candidate.number}); put the space back in {study.folder}/study.toml, or begin a new study"
+            ) from None
 
 
 def check_target(config: StudyConfig) -> None:

@@ -94,7 +94,7 @@ class StudyConfig:
     def read(cls, path: Path) -> Self:
         """Raises ValueError on a file that is not TOML or has a field that no study has."""
         try:
-            fields: dict[str, Any] = tomllib.loads(path.read_text())
+            fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
         known = {field.name for field in dataclasses.fields(cls)}

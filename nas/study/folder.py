@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -72,8 +73,13 @@ class Study:
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise ValueError(f"another process is running the study {self.config.name}") from None
+            except OSError as error:
+                warnings.warn(
+                    f"{self.folder} is on a file system without locks ({error.strerror}): let no other process run this study",
+                    stacklevel=3,
+                )
             yield
 
 

@@ -113,6 +113,8 @@ def _refusal(uri: str, scheme: str, error: str) -> str:
     if scheme in DATABASES:
         driver = "; install it, or name another: postgresql+psycopg2://..." if "No module named" in reason else ""
         return f"MLflow cannot use {shown(uri)}: {reason}{driver}"
+    if re.search(r"<html|\bproxy\b|\bsquid\b", error, re.IGNORECASE):
+        return f"what answers at {shown(uri)} is no MLflow server, perhaps a proxy: look at HTTP_PROXY and NO_PROXY ({reason})"
     if re.search(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", error):
         return (
             f"the MLflow server at {shown(uri)} refuses this user or this host name: set MLFLOW_TRACKING_USERNAME and "

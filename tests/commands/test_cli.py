@@ -21,10 +21,13 @@ import soundfile
 from deploy.target import DATA_SHEET
 from nas.cli.main import main, quantity
 from nas.paper.reproduce import Experiment, new_experiment
+from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
+from nas.study.folder import create_study
 from nas.tracking.mirror import open_tracking
+from search_spaces.catalog import find_space
 from trainers.speech.parquet import write_corpus
-from trainers.teacher.teacher import BUNDLED_FOLDER
+from trainers.teacher.teacher import BUNDLED_FOLDER, load_teacher
 
 
 @dataclass
@@ -144,6 +147,18 @@ def test_an_experiment_is_no_search(tmp_path: Path, arguments: tuple[str, ...], 
     new_experiment(StudyConfig(name="paper"), Experiment())
     assert "continue it with `srlnas reproduce --resume paper`" in refused(tmp_path, *arguments)
     assert "no study in" in refused(tmp_path, "front")  # nor is it the last search
+
+
+def test_a_study_whose_space_has_changed_is_refused_before_anything_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study, teacher = create_study(StudyConfig(name="mine", space="paper", budget="1cpu-hours")), load_teacher("mini")
+    smallest = find_space("edge", teacher.architecture, teacher.geometry).smallest(teacher.geometry)
+    study.record(Candidate(number=0, architecture=smallest, state="complete"))
+    line = refused(tmp_path, "search", "--resume", "mine")
+    assert "the space of the study mine is another one than its candidates': space `paper` has no" in line and "candidate 0" in line
+    assert not (study.folder / "ledger.jsonl").exists()
 
 
 def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +23,8 @@ def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the file instead of making it too
+                with suppress(OSError):  # a file system without locks: several make it, the last one's stays
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the file instead of making it too
                 if not path.is_file():
                     _write(path, [stream(number * CHUNK + i) for i in range(CHUNK)])
         return pa.ipc.open_file(pa.memory_map(str(path)))

@@ -23,6 +23,7 @@ WAY_OUT = (
     "safetensors that the hub offers for it as a pull request (ORG/NAME@refs/pr/NUMBER)"
 )
 
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")  # of torch.compile and of DistributedDataParallel, saved as they were
 # our module names, by regular expression over transformers' (the families share them; a task model's prefix is cut before)
 POSITIONS = r"^encoder\.pos_conv_embed\.conv\."
 ATTENTION = r"^encoder\.layers\.(\d+)\.attention\."
@@ -49,7 +50,7 @@ RENAMES = (
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError when the file is not a JSON object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # not JSON, or not text
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -92,7 +93,7 @@ def read_weights(folder: Path, family: str) -> dict[str, Tensor]:
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                if ours := our_name(name.removeprefix(f"{family}.")):
+                if ours := our_name(WRAPPERS.sub("", name).removeprefix(f"{family}.")):
                     precision = file.get_slice(name).get_dtype()
                     if precision not in PRECISIONS:
                         raise ValueError(f"{path}: {name} is {precision}; a teacher's weights are {', '.join(PRECISIONS.values())}")

@@ -1,5 +1,6 @@
 """The study folder: configuration, record of candidates, locking, errors."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,3 +78,23 @@ def test_one_process_runs_a_study(tmp_path: Path) -> None:
         pass
     with study.locked():
         append_line(study.folder / "candidates.jsonl", {})
+
+
+def test_a_file_system_without_locks_is_told_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = create_study(StudyConfig(name="demo"), tmp_path)
+    with study.locked(), pytest.raises(ValueError, match="another process is running the study demo"), study.locked():
+        pass
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match="without locks .No locks available"), study.locked():
+        pass
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    study = create_study(StudyConfig(name="demo", seed=3), tmp_path)
+    file = study.folder / "study.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert StudyConfig.read(file).seed == 3

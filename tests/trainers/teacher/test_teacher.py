@@ -457,3 +457,15 @@ def test_an_id_in_the_hubs_cache_loads_without_a_network(
     teacher = load_teacher(f"some/hubert{revision}")
     assert teacher.name == f"some/hubert{revision}"
     assert teacher.digest == load_teacher(str(teacher_folder)).digest
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_are_read(teacher_folder: Path, tmp_path: Path, wrapper: str) -> None:
+    """As torch.compile and DistributedDataParallel name them; the configuration may begin with a byte order mark."""
+    folder = tmp_path / "wrapped"
+    shutil.copytree(teacher_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({wrapper + name: value for name, value in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    expected, read = load_teacher(str(teacher_folder)).encoder.state_dict(), load_teacher(str(folder)).encoder.state_dict()
+    assert all(torch.equal(value, read[name]) for name, value in expected.items())
