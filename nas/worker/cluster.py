@@ -1,6 +1,7 @@
 """Ray: connecting to it, and what it has."""
 
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -36,6 +37,7 @@ def connect(address: str | None = None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address in (None, "", "local"):  # Ray itself would join any cluster that it finds on this machine
+        _secret()
         ray.init(address="local", runtime_env=_interpreter(), **common)
         return
     del common["include_dashboard"]
@@ -47,6 +49,18 @@ def connect(address: str | None = None) -> None:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head` or leave --ray-address out"
         ) from None
+
+
+def _secret() -> None:
+    """Ray keeps the token that its processes share below HOME. Where nothing can be written there, this run has one of its own."""
+    place = Path(os.path.expanduser("~")) / ".ray"
+    try:
+        place.mkdir(exist_ok=True)
+        is_writable = os.access(place, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable and not (place / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _interpreter() -> dict[str, Any]:
