@@ -1,4 +1,5 @@
-"""The main job: plan, calibrate, prepare, explore, finalise, report. Each step is in its own module; this is their order."""
+"""The main job: prepare, calibrate, plan, share, explore, finalise, explore with the rest, report. Each step is in its own module;
+this is their order."""
 
 import shutil
 from typing import Any

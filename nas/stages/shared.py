@@ -44,7 +44,7 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
     for _, report in reports:
         if "error" in report:
             raise ValueError(
-                f"the shared student was not distilled: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "
+                f"the shared student was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "
                 "a search with --warm-start off does without it"
             )
     source.parent.mkdir(parents=True, exist_ok=True)

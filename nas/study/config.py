@@ -52,7 +52,7 @@ class StudyConfig:
     sampler: Sampler = "tpe"
     warm_start: str = "auto"
     full_length: float = 3.0
-    finalists: int = 6
+    finalists: int = 8
     targets: Mode = "auto"
     target_windows: int = 8000
     cpus: float = 1.0

@@ -4,14 +4,11 @@ A row with NaN or infinity is on no front and dominates nothing. Exact duplicate
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.floating]
-Rule = Literal["knee", "fastest", "smallest", "most-accurate"]
-RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def dominates(a: Points, b: Points) -> bool:

@@ -37,7 +37,7 @@ def run_task(text: str) -> dict[str, Any]:
 
 
 def train_shared(text: str) -> dict[str, Any]:
-    """The distillation of a study's shared student in a worker."""
+    """The making of a study's shared student in a worker: distilled, then tuned."""
     announce(text)
     from nas.worker.evaluate import distil_shared
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,6 @@ from trainers.networks.encoder import LogMel, MelFront, SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student
 from trainers.teacher.teacher import Teacher
-
-Progress = Callable[[int, int], None]
-CHECKPOINT_STEPS = 200
 
 
 class Elastic(nn.Module):

@@ -1,4 +1,4 @@
-"""How a student is trained: one record of options. README.md tells which were compared, one factor at a time, and what won."""
+"""How a student is trained: one record of options. tests/benchmarks/README.md tells which were compared, and what won."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -33,7 +33,7 @@ def train_shared(
     elastic: Elastic, targets: Targets, *, steps: int, augment: Augmentation, seed: int, device: torch.device, path: Path
 ) -> None:
     """Distils the shared weights for a share of the steps (`distilled_steps`), then tunes them for all of them, and writes them to
-    `path`, from which an interrupted training goes on. Raises as `distill_shared`.
+    `path`, from which an interrupted distillation goes on; tuning begins anew. Raises as `distill_shared`.
 
     The seed is that of the candidates, so that their random matrix of speaker classes begins as this one's did: with another one
     what was inherited is lost in part, and EERs rose by two points or more.

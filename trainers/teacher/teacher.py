@@ -11,9 +11,9 @@ from trainers.networks.dimensions import FRAME_RATE, dimensions
 from trainers.networks.encoder import SpeechEncoder
 from trainers.teacher import checkpoint
 from trainers.teacher import folder as teacher_folder
-from trainers.teacher.folder import BUNDLED, BUNDLED_FOLDER
+from trainers.teacher.folder import BUNDLED_FOLDER
 
-__all__ = ["BUNDLED", "BUNDLED_FOLDER", "Teacher", "describe_teacher", "dimensions", "load_teacher"]
+__all__ = ["BUNDLED_FOLDER", "Teacher", "describe_teacher", "dimensions", "load_teacher"]
 
 PUBLISHED_SIZES = {  # front width, layers, width, heads, feed-forward units
     (512, 12, 768, 12, 3072): "Base",
