@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -192,7 +193,7 @@ def export(
         f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
         f"at most {difference:.1e} over {parity['clips']} clips\ncheck it on a clip of your own:"
     )
-    typer.echo(f"  {sys.executable} {bundle.folder}/classify.py CLIP.wav")
+    typer.echo(f"  {shlex.join([sys.executable, f'{bundle.folder}/classify.py', 'CLIP.wav'])}")
 
 
 @app.command()

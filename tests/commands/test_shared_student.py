@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from nas.stages.finals import read_finals
 from nas.study.folder import open_folder
 
@@ -27,10 +29,19 @@ def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_sea
     assert {candidate.state for candidate in study.candidates()} == {"complete"}
 
     weights = "studies/warm/shared.safetensors"
-    srlnas(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
-    assert "shared student" not in open_folder(on_known_machine / "studies/given").ledger.by_purpose()
     for option, said in (("paper", "holds no shared student of the space paper"), ("edge", "neither on, off, auto nor a file")):
         file = weights if option == "paper" else "nowhere"
         refused = srlnas(on_known_machine, "search", "--space", option, "--warm-start", file, "--name", "bad", check=False)
         assert refused.returncode == 2 and said in " ".join(refused.stderr.split())
     assert not (on_known_machine / "studies/bad").exists()
+
+
+@pytest.mark.slow
+def test_a_shared_student_serves_another_study(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    common = (*tiny_search, "--finalists", "1", "--candidates", "1")
+    srlnas(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm")
+    weights = "studies/warm/shared.safetensors"
+    srlnas(on_known_machine, "search", *common, "--warm-start", weights, "--name", "given")
+    study = open_folder(on_known_machine / "studies/given")
+    assert "shared student" not in study.ledger.by_purpose()
+    assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}

@@ -76,6 +76,7 @@ def test_the_curves_are_in_mlflow_as_one_run(folder: Path) -> None:
     assert [artifact.path for artifact in client.list_artifacts(runs[0].info.run_id)] == ["README.md"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made")
 def test_a_run_can_begin_with_another_teachers_weights(folder: Path) -> None:
     again = ("next", "--start", "own", *SMALL, "--steps", "1", "--units", "8", "--rate", "1e-9")

@@ -167,7 +167,7 @@ def test_the_command_profiles_over_ssh_and_finalists_are_measured_there(device: 
 
 def test_a_device_without_onnxruntime_says_so_over_ssh(kit: Kit, device: str, tmp_path: Path) -> None:
     bare = tmp_path / "bare python"
-    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(ValueError, match="could not run the kit: measure: this device has no numpy: install"):
         run_over_ssh(kit, device, python=str(bare))

@@ -124,6 +124,7 @@ def test_the_loss_of_all_sizes_falls(trained: tuple[Elastic, list[float]], tiny_
     assert len(losses) == 40 and sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_both_tasks_are_learnt_by_all_sizes_at_once(tiny_teacher: Teacher, tiny_corpus: Corpus) -> None:
     torch.manual_seed(0)
     space = dataclasses.replace(SPACE, front_widths={"mel": (16,)}, widths=(24, 32))

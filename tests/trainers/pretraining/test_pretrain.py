@@ -133,7 +133,7 @@ def whole(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path_factory: pytest.T
     return pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path_factory.mktemp("whole"))).state_dict()
 
 
-@pytest.mark.parametrize("stops", [(5,), (6,), (7, 9)])
+@pytest.mark.parametrize("stops", [pytest.param((5,), marks=pytest.mark.slow), pytest.param((6,), marks=pytest.mark.slow), (7, 9)])
 def test_an_interrupted_run_ends_where_a_whole_one_does(
     stops: tuple[int, ...],
     whole: dict[str, Tensor],
@@ -163,6 +163,7 @@ def test_a_torn_checkpoint_is_named(tiny_corpus: Corpus, tiny_teacher: Teacher, 
         pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path))
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_units(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
     """What is around a mask tells more than how often a unit occurs: the loss falls below the units' entropy."""
     found: dict[str, float] = {}
