@@ -161,6 +161,12 @@ def test_a_study_whose_space_has_changed_is_refused_before_anything_is_spent(
     assert not (study.folder / "ledger.jsonl").exists()
 
 
+def test_a_home_in_which_nothing_can_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps a token there. The command ends right after Ray has answered."""
+    monkeypatch.setenv("HOME", "/proc")
+    assert "more than the cluster has" in refused(tmp_path, "search", "--cpus", "4096").splitlines()[-1]
+
+
 def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:
     assert "the cluster has none" in refused(tmp_path, "search", "--budget", "1gpu-hours")
     assert not (tmp_path / "studies").exists()

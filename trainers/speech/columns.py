@@ -1,6 +1,7 @@
 """The small columns of a table as text, whatever wrote it: one reader for corpora and trial lists.
 
-Null, and text that is empty or blank, is nothing known. Dictionaries and large strings are text. Whole numbers are text in decimal;
+Null, and text that is empty or blank, is nothing known. Text is taken in Unicode's composed form (NFC): macOS writes names of files
+in another one, and one word would be two keywords. Dictionaries and large strings are text. Whole numbers are text in decimal;
 those of a ClassLabel (Hugging Face datasets) are the words in the file's metadata, and -1 is nothing known. All else is refused.
 """
 
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from trainers.speech.files import composed
 
 
 def text_columns(path: Path, table: pa.Table, names: Sequence[str]) -> tuple[pa.Table, list[str]]:
@@ -67,7 +70,14 @@ def _as_text(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             raise ValueError(f"{path}: {name} has numbers that are not whole: write text or whole numbers") from None
     elif not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise ValueError(f"{path}: {name} cannot be read as text: it is {kind}; write text or whole numbers")
-    return column.cast(pa.string())
+    return _composed(column.cast(pa.string()))
+
+
+def _composed(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """In Python: Arrow's own `utf8_normalize` (25.0) gives the decomposed form whichever it is asked for."""
+    if pc.all(pc.string_is_ascii(text)).as_py() in (True, None):
+        return text
+    return pa.chunked_array([pa.array([known and composed(known) for known in text.to_pylist()], pa.string())])
 
 
 def _named(path: Path, name: str, column: pa.ChunkedArray, words: list[str]) -> pa.ChunkedArray:
@@ -75,7 +85,7 @@ def _named(path: Path, name: str, column: pa.ChunkedArray, words: list[str]) -> 
     if unknown:
         raise ValueError(f"{path}: {name} has the number {unknown[0]}, and its ClassLabel has {len(words)} words, from 0")
     numbers = pc.if_else(pc.less(column, 0), None, column)
-    taken = pa.array(words, pa.string()).take(_whole(numbers))
+    taken = pa.array(map(composed, words), pa.string()).take(_whole(numbers))
     return _without_blanks(pa.chunked_array([taken]))
 
 

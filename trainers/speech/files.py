@@ -1,6 +1,7 @@
 """Files below a folder that an import reads: links are followed, what an operating system leaves behind is passed over."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,11 @@ class Found:
         if self.dangling:
             said.append(f"links that lead nowhere: {len(self.dangling)}, as {self.dangling[0]}")
         return said
+
+
+def composed(text: str) -> str:
+    """In Unicode's form NFC: macOS writes names of files in another one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def is_litter(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
-from trainers.speech.files import files_below
+from trainers.speech.files import composed, files_below
 from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 
@@ -34,7 +34,7 @@ def import_folder(
     """Writes the files of `folder` whose relative path matches `pattern` to the corpus `out`, as they are, not decoded.
 
     pattern: such as `{keyword}/{speaker}_*.wav`; `*` and `?` stand for characters other than a slash, `{keyword}` and `{speaker}`
-    (as short as possible) for names, both optional; a field given twice is the same name twice.
+    (as short as possible) for names (in Unicode's composed form), both optional; a field given twice is the same name twice.
     No speaker is in two splits (without `{speaker}`: no content); `split_groups` says how they are drawn. Of equal files the
     first stays. Any rate and number of channels will do; the report counts those that are converted when they are decoded. Links to
     files and folders are followed; what an operating system left there, and links that lead nowhere, are named in the report.
@@ -99,7 +99,7 @@ def _matching(folder: Path, names: Iterable[str], pattern: str) -> Iterator[_Fil
         if match := regex.fullmatch(name):
             if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
                 raise ValueError(f"the name of {name!r} in {folder} is not UTF-8: rename the file")
-            fields = match.groupdict()
+            fields = {field: composed(text) for field, text in match.groupdict().items()}
             speaker = fields.get("speaker")
             group = speaker or hashlib.sha256((folder / name).read_bytes()).hexdigest()
             yield _File(name=name, keyword=fields.get("keyword"), speaker=speaker, group=group)

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import http.server
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -540,3 +542,24 @@ def test_a_folder_whose_name_means_something_in_a_uri_holds_all_of_it(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {name, model_folder.name}
     read = subprocess.run([sys.executable, "-c", READ_IT], cwd=here, check=True, capture_output=True, text=True).stdout
     assert read.split() == sorted(path.name for path in model_folder.iterdir())
+
+
+def test_a_proxy_that_answers_is_not_blamed_on_the_user(tmp_path: Path) -> None:
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            page = b"<html><body>squid: access denied</body></html>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with pytest.raises(ValueError, match="is no MLflow server, perhaps a proxy"):
+            open_tracking(f"http://127.0.0.1:{proxy.server_port}", "demo")
+        proxy.shutdown()

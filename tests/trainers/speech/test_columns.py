@@ -1,6 +1,7 @@
 """Text from whatever wrote a table: what is not known, what is a number, what is a ClassLabel."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_text_stays_and_what_is_blank_is_not_known(texts: list[str | None], kind
     texts = [text.encode("utf-8", "ignore").decode() if text else text for text in texts]
     column = pa.array(texts, kind)
     found, remarks = read(column.dictionary_encode() if encoded else column)
-    assert found == [text if text and text.strip() else None for text in texts]
+    assert found == [unicodedata.normalize("NFC", text) if text and text.strip() else None for text in texts]
     assert bool(remarks) == any(text is not None and not text.strip() for text in texts)
 
 
@@ -67,3 +68,8 @@ def test_what_is_neither_is_refused(column: Any, names: list[str] | None, messag
 
 def test_a_column_of_nulls_is_nothing_known() -> None:
     assert read(pa.nulls(2)) == ([None, None], [])
+
+
+def test_one_word_in_two_forms_of_unicode_is_one_word() -> None:
+    assert len(set(read(pa.array(["se\u0301", "s\u00e9"]))[0])) == 1
+    assert set(read(pa.array([0, 1]), ["se\u0301", "s\u00e9"])[0]) == {"s\u00e9"}

@@ -86,6 +86,13 @@ def test_links_are_followed_and_what_is_passed_over_is_named(tmp_path: Path) -> 
     ]
 
 
+def test_a_person_in_two_forms_of_unicode_is_one_person(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in")
+    for number, name in enumerate(("Zoe\u0308", "Zo\u00eb")):
+        soundfile.write(folder / f"no/{name}_nohash_{number}.wav", np.random.default_rng(number + 9).uniform(-0.5, 0.5, 800), 8_000)
+    assert import_folder(folder, PATTERN, tmp_path / "out.parquet").speakers == 7
+
+
 def test_another_seed_is_another_split() -> None:
     groups = [str(i) for i in range(40)]
     assert len({tuple(split_groups(groups, seed, 0.2, 0.2).items()) for seed in range(5)}) == 5
