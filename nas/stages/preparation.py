@@ -55,9 +55,11 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
 
 def check_members(study: Study) -> None:
     """Raises ValueError, before anything is spent, where a study that goes on has candidates which its space does not hold."""
+    if not (candidates := study.candidates()):
+        return
     teacher, config = load_teacher(study.config.teacher), study.config
     space = find_space(config.space, teacher.architecture, teacher.geometry)
-    for candidate in study.candidates():
+    for candidate in candidates:
         try:
             space.architecture(Replay(candidate.architecture))
         except ValueError as error:

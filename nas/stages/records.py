@@ -13,11 +13,10 @@ from nas.worker.presence import Arrival
 
 @dataclass
 class Running:
-    """A candidate in training, and for how many of its worker's seconds was paid."""
+    """A candidate in training."""
 
     candidate: Candidate
     arrival: Arrival
-    paid: float = 0.0
 
 
 class Records:
@@ -39,16 +38,15 @@ class Records:
     def charged(self, number: int) -> Candidate:
         """A candidate in training, its time until now paid, from when its worker began."""
         running = self.running[number]
-        if owed := (running.arrival.seconds() or 0.0) - running.paid:
-            seconds = self.account.charge(SPENT_ON, owed)
+        if running.arrival.owed() > 0:
+            seconds = self.account.charge(SPENT_ON, running.arrival.pay())
             running.candidate = replace(running.candidate, seconds=running.candidate.seconds + seconds)
-            running.paid += owed
         return running.candidate
 
     def charge_all(self, interval: float = 0.0) -> None:
         """Charges those that owe `interval` seconds or more."""
         for number, running in self.running.items():
-            if (running.arrival.seconds() or 0.0) - running.paid >= interval:
+            if running.arrival.owed() >= interval:
                 self.charged(number)
 
     def check_workers(self) -> None:

@@ -36,8 +36,6 @@ from trainers.networks.student import Student, save_student
 from trainers.teacher.teacher import Teacher
 
 SHARED_FILE = "shared.safetensors"
-
-
 MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a second
 
 

@@ -33,6 +33,7 @@ class Arrival:
     def __init__(self, task: str) -> None:
         self.file, self.asked = _file(task), time.monotonic()
         self.began: float | None = None
+        self.paid = 0.0  # of its seconds
         self.file.unlink(missing_ok=True)
 
     def seconds(self) -> float | None:
@@ -45,6 +46,16 @@ class Arrival:
                 return None
             self.began = max(self.asked, now - max(0.0, ago))  # clocks of two machines differ
         return now - self.began
+
+    def owed(self) -> float:
+        """Seconds that were not paid."""
+        return (self.seconds() or 0.0) - self.paid
+
+    def pay(self) -> float:
+        """Pays what is owed; returns it."""
+        owed = self.owed()
+        self.paid += owed
+        return owed
 
     def check(self) -> None:
         """Raises ValueError, with what Ray wrote, when no worker has come for long on a Ray that is this command's own. On a

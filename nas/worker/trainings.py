@@ -55,14 +55,10 @@ def described(error: Exception) -> str:
 
 @dataclass
 class _Running(Generic[Item]):
-    """An item that was handed to Ray, and for how many of its seconds was paid."""
+    """An item that was handed to Ray."""
 
     item: Item
     arrival: Arrival
-    paid: float = 0.0
-
-    def owed(self) -> float:
-        return (self.arrival.seconds() or 0.0) - self.paid
 
 
 def run_tasks(
@@ -87,9 +83,8 @@ def run_tasks(
     waiting, running = list(items), dict[Any, _Running[Item]]()
 
     def pay(one: _Running[Item], interval: float = 0.0) -> None:
-        if (owed := one.owed()) > interval:
-            charge(one.item, owed)
-            one.paid += owed
+        if one.arrival.owed() > interval:
+            charge(one.item, one.arrival.pay())
 
     def past() -> list[tuple[Item, float]]:
         return [(one.item, one.arrival.seconds() or 0.0) for one in running.values()]

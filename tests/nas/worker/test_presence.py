@@ -40,3 +40,13 @@ def test_a_clock_that_differs_makes_a_training_no_longer_than_it_was_asked_for(t
 def test_a_second_training_of_the_name_waits_for_its_own_worker(task: str) -> None:
     announce(task)
     assert Arrival(task).seconds() is None
+
+
+def test_every_second_is_paid_once(task: str) -> None:
+    arrival = Arrival(task)
+    assert arrival.pay() == 0.0  # nobody has come
+    announce(task)
+    time.sleep(0.1)
+    first = arrival.pay()
+    assert first > 0 and arrival.owed() < first
+    assert arrival.paid == pytest.approx(first)
