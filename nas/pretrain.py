@@ -20,7 +20,7 @@ from nas.tracking.outage import Outage
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.learning.precision import pick_device
 from trainers.networks.dimensions import dimensions
-from trainers.pretraining.pretrain import Pretraining, PretrainRecipe, Watch, pretrain
+from trainers.pretraining.pretrain import Pretraining, PretrainRecipe, UnitSource, Watch, pretrain
 from trainers.speech.corpora import Corpus
 from trainers.teacher.folder import CONFIG
 from trainers.teacher.teacher import load_teacher
@@ -79,13 +79,14 @@ def pretrain_teacher(
     *,
     shape: str,
     start: str | None = None,
+    units_from: UnitSource | None = None,
     licence: str,
     tracking_uri: str | None,
     console: Console,
 ) -> dict[str, Any]:
     """Makes the teacher `out` or continues to; returns the facts of its card. Until it is done the run lives in `out`.pretraining.
 
-    start: a HuBERT in a folder, whose weights the run goes on with and whose shape it takes.
+    start: a HuBERT in a folder, whose weights the run goes on with and whose shape it takes. units_from: as in `Pretraining`.
     Raises ValueError when `out` holds a teacher already, and for all that `trainers.pretraining.pretrain.pretrain` refuses.
     """
     config, normalizes = teacher_shape(start or shape)
@@ -97,6 +98,7 @@ def pretrain_teacher(
         "noise": noise.digest if noise else None,
         "shape": architecture.key,
         "start": begun.digest if begun else None,
+        "units_from": str(units_from) if units_from else None,
         **asdict(recipe),
     }
     name = f"{out.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
@@ -119,6 +121,7 @@ def pretrain_teacher(
                         folder=folder,
                         device=device,
                         start=begun,
+                        units_from=units_from,
                         watch=Watch(values=curves.values, stage=console.print, progress=tick),
                     )
                 )
@@ -163,6 +166,8 @@ def card(facts: Mapping[str, Any]) -> str:
     """The model card: what a user must know before a search rests on this teacher."""
     asked, figures = facts["asked"], facts["figures"]
     speeds = ", ".join(map(str, asked["speeds"]))
+    source = asked["units_from"] or "MFCCs"
+    later = f", then of layer {asked['layer']}" if len(asked["steps"]) > 1 else ""
     start = f"the weights of the teacher with digest {asked['start']}" if asked["start"] else "new weights"
     noise = f"the corpus {asked['noise']}" if asked["noise"] else "white noise, coloured at random,"
     iterations = "; ".join(f"{steps} steps towards {units} units" for steps, units in zip(asked["steps"], asked["units"]))
@@ -176,9 +181,11 @@ A HuBERT in transformers format, pretrained by `srlnas teacher pretrain`{" on sy
 - Data: {facts["clips"]} unlabelled clips, {facts["speech_hours"]:.2f} hours, {facts["speakers"]} known speakers; the train split
   alone. Corpus digest {asked["corpus"]}.
 - Start: {start}.
-- Recipe: masked prediction of k-means units, first of MFCCs, then of layer {asked["layer"]}: {iterations};
+- Units: k-means of {source}{later}.
+- Recipe: masked prediction of those units: {iterations};
   {asked["batch"]} windows of {asked["window"]} samples an update, rate {asked["rate"]}, seed {asked["seed"]}.
-- Heard: masks of {asked["mask_frames"]} frames that begin at {asked["mask_share"]:.0%} of frames; a second talker in
+- Heard: masks of {asked["mask_frames"]} frames that begin at {asked["mask_share"]:.0%} of frames (frames not masked weigh
+  {asked["unmasked_weight"]:g}); a second talker in
   {asked["mix_share"]:.0%} and {noise} in {asked["noise_share"]:.0%} of windows; speeds {speeds}.
 - Cost: {facts["hours"]:.2f} hours on {facts["device"]}.
 - Figures of the last step: {", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())}.

@@ -16,13 +16,15 @@ MEL_BINS = 80
 EMBEDDING_DIM = 128  # of a student's speaker head
 
 FrontEnd = Literal["wave", "mel"]
-FrontNorm = Literal["group", "layer"]
+Family = Literal["hubert", "whisper"]
+FrontNorm = Literal["group", "layer", "none"]
 NormOrder = Literal["post", "pre"]
 Heads = Literal["predictions", "mean", "every state"]
 
 
 def frame_count(samples: int) -> int:
-    """Frames at 50 Hz that every front end emits for `samples` at 16 kHz; frame t is centred on sample 320 t + 200."""
+    """Frames at 50 Hz that HuBERT's and its students' front ends emit for `samples` at 16 kHz; frame t is centred on sample
+    320 t + 200. Whisper's: `Geometry.frames`."""
     return 0 if samples < RECEPTIVE_FIELD else (samples - RECEPTIVE_FIELD) // FRAME_SAMPLES + 1
 
 
@@ -50,7 +52,7 @@ class Architecture(_Json):
     """One student: what the search chooses.
 
     front_end: `wave` (HuBERT's seven convolutions) or `mel` (log-mel and two convolutions).
-    front_width: channels of the front end's last convolution.
+    front_width: channels of the front end's last convolution; of a Whisper's student, of its first (its last has the width).
     frame_stride: 1 (the transformer sees 50 frames/s) or 2 (25 frames/s).
     width: channels of the transformer's residual stream.
     heads, ffn_dims: attention heads and feed-forward units of each layer.
@@ -128,11 +130,14 @@ def head_inputs(network: Network, heads: Heads) -> tuple[int, int]:
 class Geometry(_Json):
     """What the teacher fixes for all of its students. With an `Architecture` it rebuilds an encoder.
 
+    family: `hubert` (wav2vec 2.0 and WavLM too) or `whisper`: log-mel and convolutions of Whisper, no bias on keys.
     head_dim: channels of one attention head (attention width = heads x head_dim).
-    conv_dims: channels of the teacher's seven convolutions; a student's are these, scaled to its front_width.
-    conv_bias, front_norm: bias and normalisation of those convolutions (`group`: the first only; `layer`: each).
+    conv_dims: channels of the teacher's convolutions; a student's seven of `wave` are these, scaled to its front_width.
+    conv_bias, front_norm: bias and normalisation of those convolutions (`group`: the first only; `layer`: each; `none`: Whisper's).
     norm_order: layer norm `post` (Base) or `pre` (Large) of attention and feed-forward.
-    position_kernel, position_groups: the positional convolution, in 50 Hz frames.
+    position_kernel, position_groups: the positional convolution, in 50 Hz frames. position_table: frames of Whisper's table of
+        fixed positions instead, beyond which it hears nothing; 0 in the other family.
+    mel_bins: of Whisper's log-mel.
     normalize_input: each window is brought to zero mean and unit variance first.
     relative_buckets, relative_distance: WavLM's relative position bias: how many distances between two frames it tells apart,
         and the distance from which all are alike. 0 buckets: none, as in HuBERT, wav2vec 2.0, and every student.
@@ -148,6 +153,26 @@ class Geometry(_Json):
     normalize_input: bool
     relative_buckets: int = 0
     relative_distance: int = 0
+    family: Family = "hubert"
+    position_table: int = 0
+    mel_bins: int = MEL_BINS
+
+    def frames(self, samples: int) -> int:
+        """Frames at 50 Hz of `samples` at 16 kHz. Whisper's frame t is centred on sample 320 t, HuBERT's on 320 t + 200.
+
+        Raises ValueError for a window that is longer than Whisper's table of positions.
+        """
+        if self.family == "hubert":
+            return frame_count(samples)
+        frames = -(-self.mel_frames(samples) // 2)
+        if frames > self.position_table:
+            longest = self.position_table * FRAME_SAMPLES
+            raise ValueError(f"a window of {samples} samples is longer than the teacher's positions, which end at {longest}")
+        return frames
+
+    def mel_frames(self, samples: int) -> int:
+        """Frames at 100 Hz of the log-mel of a mel front end."""
+        return samples // MEL_HOP if self.family == "whisper" else (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
 
     @property
     def of_students(self) -> Self:
@@ -157,6 +182,8 @@ class Geometry(_Json):
 
     def front_dims(self, architecture: Architecture) -> tuple[int, ...]:
         """Output channels of each convolution of the student's front end."""
+        if self.family == "whisper":
+            return (architecture.front_width, architecture.width)
         if architecture.front_end == "mel":
             return (architecture.front_width,) * 2
         scale = architecture.front_width / self.conv_dims[-1]

@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import Architecture, FrontEnd, Geometry
 from search_spaces.space import SearchSpace
 
 SpaceMaker = Callable[[Architecture, Geometry], SearchSpace]
 
 
 def paper_student(teacher: Architecture) -> Architecture:
-    """The student of Kerpicci et al. (arXiv 2210.16611): the teacher's convolutions and its first two layers, at full width."""
-    depth = min(2, teacher.depth)
+    """The student of Kerpicci et al. (arXiv 2210.16611): the teacher's convolutions and the first of its layers, a sixth of them
+    (2 of 12 in the paper) and at least one, at full width."""
+    depth = max(1, teacher.depth // 6)
     return dataclasses.replace(
         teacher, heads=teacher.heads[:depth], ffn_dims=teacher.ffn_dims[:depth], kept_layers=teacher.kept_layers[:depth]
     )
@@ -33,7 +34,7 @@ def _paper(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     """The paper's student and its neighbours: each choice at the teacher's size or half of it, one to four layers."""
     return SearchSpace(
         name="paper",
-        front_widths={"wave": _parts(teacher.front_width, (1 / 2, 1))},
+        front_widths={teacher.front_end: _parts(teacher.front_width, (1 / 2, 1))},
         frame_strides=(1, 2),
         widths=_parts(teacher.width, (1 / 2, 1), geometry.position_groups),
         heads=_parts(max(teacher.heads), (1 / 2, 1)),
@@ -46,10 +47,11 @@ def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     """Small students, of about the same size whatever the teacher: from about 0.1 M weights."""
     return SearchSpace(
         name="edge",
-        front_widths={
-            "wave": _at_most(teacher.front_width, (32, 48, 64, 96)),
-            "mel": _at_most(teacher.front_width, (32, 48, 64, 96)),
-        },
+        front_widths=_fronts(
+            teacher,
+            wave=_at_most(teacher.front_width, (32, 48, 64, 96)),
+            mel=_at_most(teacher.front_width, (32, 48, 64, 96)),
+        ),
         frame_strides=(1, 2),
         widths=_at_most(teacher.width, (80, 96, 128, 160, 192), geometry.position_groups),
         heads=_at_most(max(teacher.heads), (1, 2, 3)),
@@ -59,17 +61,22 @@ def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
 
 
 def _edge_96(teacher: Architecture, geometry: Geometry) -> SearchSpace:
-    """A full factorial of 96 small students from a teacher of four layers or more: four front ends, two strides, three widths, four
-    sets of kept layers. Small enough to train all of it: the recorded benchmark of searches is made of it."""
+    """A full factorial of 96 small students from a teacher of three layers or more: four front ends, two strides, three widths,
+    four sets of kept layers. Small enough to train all of it: the recorded benchmark of searches is made of it."""
     last = teacher.depth
+    kept = {(1,), tuple(range(1, min(2, last) + 1)), tuple(sorted({max(1, last // 2), last})), tuple(range(1, min(4, last) + 1))}
     return SearchSpace(
         name="edge-96",
-        front_widths={"wave": _at_most(teacher.front_width, (96,)), "mel": _at_most(teacher.front_width, (32, 64, 96))},
+        front_widths=_fronts(
+            teacher,
+            wave=_at_most(teacher.front_width, (96,)),
+            mel=_at_most(teacher.front_width, (32, 64, 96) if teacher.front_end == "wave" else (32, 48, 64, 96)),
+        ),
         frame_strides=(1, 2),
         widths=_at_most(teacher.width, (80, 112, 160), geometry.position_groups),
         heads=_at_most(max(teacher.heads), (2,)),
         ffn_dims=_at_most(max(teacher.ffn_dims), (256,)),
-        kept_layers=tuple(kept for kept in ((1,), (1, 2), (last // 2, last), (1, 2, 3, 4)) if kept[0] > 0 and kept[-1] <= last),
+        kept_layers=tuple(sorted(kept, key=lambda layers: (len(layers), layers))),
     )
 
 
@@ -78,10 +85,11 @@ def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
     depth = teacher.depth
     return SearchSpace(
         name="default",
-        front_widths={
-            "wave": _parts(teacher.front_width, (1 / 4, 1 / 2, 3 / 4, 1)),
-            "mel": _parts(teacher.front_width, (1 / 4, 1 / 2, 1)),
-        },
+        front_widths=_fronts(
+            teacher,
+            wave=_parts(teacher.front_width, (1 / 4, 1 / 2, 3 / 4, 1)),
+            mel=_parts(teacher.front_width, (1 / 4, 1 / 2, 1)),
+        ),
         frame_strides=(1, 2),
         widths=_parts(teacher.width, (3 / 8, 1 / 2, 5 / 8, 3 / 4, 1), geometry.position_groups),
         heads=_parts(max(teacher.heads), (1 / 4, 1 / 2, 3 / 4, 1)),
@@ -98,6 +106,11 @@ def find_space(name: str, teacher: Architecture, geometry: Geometry) -> SearchSp
     if name not in CATALOG:
         raise ValueError(f"there is no space `{name}`; the known ones are {', '.join(sorted(CATALOG))}")
     return CATALOG[name](teacher, geometry)
+
+
+def _fronts(teacher: Architecture, *, wave: tuple[int, ...], mel: tuple[int, ...]) -> dict[FrontEnd, tuple[int, ...]]:
+    """The widths of the front ends that a teacher's students may have: a Whisper's hear log-mels alone."""
+    return {"wave": wave, "mel": mel} if teacher.front_end == "wave" else {"mel": mel}
 
 
 def _parts(whole: int, shares: Iterable[float], step: int = 1) -> tuple[int, ...]:

@@ -29,8 +29,8 @@ class Cost:
     """One student on one window, batch 1, fp32, without prediction layers (a folded student).
 
     params: all weights: encoder, keyword head, speaker head. WavLM's gates are counted as `trainers.networks.encoder` has them.
-    weight_bytes: 4 x (params + constants of the log-mel), the numbers that an exported graph carries. (With WavLM's position
-        bias, which no student has, it also carries an index of 8 bytes for each pair of steps.)
+    weight_bytes: 4 x (params + constants), the numbers that an exported graph carries; constants are the log-mel's and Whisper's
+        positions. (With WavLM's position bias, which no student has, it also carries an index of 8 bytes for each pair of steps.)
     macs: multiply-accumulates of the matrix products and convolutions by kind: half of what
         `torch.utils.flop_counter.FlopCounterMode` counts. Elementwise work and normalisation count nothing, as they do there.
     vector_macs: of a student, those of its convolutions with channels rounded up to whole vectors of LANES.
@@ -79,7 +79,9 @@ def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples:
     if architecture.width % geometry.position_groups:
         raise ValueError(f"width {architecture.width} is not a multiple of {geometry.position_groups} position groups")
     params = _params(architecture, geometry, keywords, read)
-    constants = _mel_constants() if architecture.front_end == "mel" else 0
+    constants = _mel_constants(geometry.mel_bins) if architecture.front_end == "mel" else 0
+    if geometry.family == "whisper":
+        constants += _steps(architecture, geometry, samples) * architecture.width
     return Cost(
         params=params,
         weight_bytes=BYTES * (params + constants),
@@ -92,6 +94,9 @@ def cost(architecture: Architecture, geometry: Geometry, keywords: int, samples:
 
 def _front(a: Architecture, g: Geometry, samples: int) -> list[_Conv]:
     dims = g.front_dims(a)
+    if g.family == "whisper":
+        kernel, frames = 2 * a.frame_stride + 1, _steps(a, g, samples)
+        return [_Conv(g.mel_bins, dims[0], MEL_KERNEL, g.mel_frames(samples)), _Conv(dims[0], dims[1], kernel, frames)]
     if a.front_end == "mel":
         frames = mel_frames(samples)
         return [_Conv(MEL_BINS, dims[0], MEL_KERNEL, frames), _Conv(dims[0], dims[1], MEL_KERNEL, frame_count(samples))]
@@ -106,19 +111,19 @@ def mel_frames(samples: int) -> int:
     return (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
 
 
-def mel_alive(samples: int) -> int:
+def mel_alive(frames: int) -> int:
     """Numbers alive at the log-mel's peak: for each frame a spectrum of 20 x 40 and three products of 20 x 20."""
-    return mel_frames(samples) * 5 * RECEPTIVE_FIELD
+    return frames * 5 * RECEPTIVE_FIELD
 
 
-def _mel_constants() -> int:
+def _mel_constants(bins: int) -> int:
     """Numbers in the Hann window, the first product, its two twiddle matrices, the second product, and the mel bank."""
     n, half = MEL_RADIX, MEL_HALF
-    return RECEPTIVE_FIELD + n * 2 * n + 2 * n * n + 2 * n * 2 * half + n * half * MEL_BINS
+    return RECEPTIVE_FIELD + n * 2 * n + 2 * n * n + 2 * n * 2 * half + n * half * bins
 
 
-def _steps(a: Architecture, samples: int) -> int:
-    return -(-frame_count(samples) // a.frame_stride)
+def _steps(a: Architecture, g: Geometry, samples: int) -> int:
+    return -(-g.frames(samples) // a.frame_stride)
 
 
 def _position_kernel(a: Architecture, g: Geometry) -> int:
@@ -126,18 +131,20 @@ def _position_kernel(a: Architecture, g: Geometry) -> int:
 
 
 def _position_steps(a: Architecture, g: Geometry, steps: int) -> int:
-    """An even kernel, padded by its half on both sides, gives one step more than it reads."""
-    return steps + (_position_kernel(a, g) + 1) % 2
+    """An even kernel, padded by its half on both sides, gives one step more than it reads. A table convolves nothing."""
+    return 0 if g.family == "whisper" else steps + (_position_kernel(a, g) + 1) % 2
 
 
 def _params(a: Architecture, g: Geometry, keywords: int, read: Heads) -> int:
     w, (of_words, of_voices) = a.width, head_inputs(a, read)
-    projection = 2 * a.front_width + (a.front_width * a.frame_stride + 1) * w  # with the norm before it
-    positions = (w // g.position_groups * _position_kernel(a, g) + 1) * w
-    layers = 0
+    projection = positions = layers = 0
+    if g.family == "hubert":
+        projection = 2 * a.front_width + (a.front_width * a.frame_stride + 1) * w  # with the norm before it
+        positions = (w // g.position_groups * _position_kernel(a, g) + 1) * w
     for heads, ffn in zip(a.heads, a.ffn_dims, strict=True):
         inner = heads * g.head_dim
         layers += 3 * (w + 1) * inner + (inner + 1) * w + (w + 1) * ffn + (ffn + 1) * w + 4 * w
+        layers -= inner if g.family == "whisper" else 0  # its keys have no bias
         layers += 2 * (g.head_dim + 1) + heads if g.relative_buckets else 0  # the gate of the position bias
     layers += g.relative_buckets * a.heads[0]  # one table for all layers
     return (
@@ -149,6 +156,8 @@ def _front_params(a: Architecture, g: Geometry) -> int:
     convs = _front(a, g, RECEPTIVE_FIELD)
     channels = sum(conv.outputs for conv in convs)
     weights = sum(conv.weights for conv in convs)
+    if g.family == "whisper":
+        return weights + channels
     if a.front_end == "mel":
         return 2 * MEL_BINS + weights + channels
     normed = channels if g.front_norm == "layer" else convs[0].outputs
@@ -156,15 +165,15 @@ def _front_params(a: Architecture, g: Geometry) -> int:
 
 
 def _macs(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads) -> dict[str, int]:
-    mel, w, s = a.front_end == "mel", a.width, _steps(a, samples)
+    mel, w, s = a.front_end == "mel", a.width, _steps(a, g, samples)
     convs = [conv.weights * conv.frames for conv in _front(a, g, samples)]
     n, half = MEL_RADIX, MEL_HALF
     inner, (of_words, of_voices) = sum(a.heads) * g.head_dim, head_inputs(a, read)
     return {
-        "mel": mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * MEL_BINS) if mel else 0,
+        "mel": g.mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * g.mel_bins) if mel else 0,
         "first_conv": 0 if mel else convs[0],  # over one channel: a kind of its own for a processor
         "convs": sum(convs) if mel else sum(convs[1:]),
-        "projection": s * a.front_width * a.frame_stride * w,
+        "projection": s * a.front_width * a.frame_stride * w if g.family == "hubert" else 0,
         "positions": _position_steps(a, g, s) * _position_kernel(a, g) * w * w // g.position_groups,
         "qkvo": 4 * s * w * inner,
         "attention": 2 * s * s * inner + (2 * s * inner if g.relative_buckets else 0),  # products, gates of the position bias
@@ -174,7 +183,7 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads
 
 
 def _vector_macs(a: Architecture, g: Geometry, samples: int) -> dict[str, int]:
-    s, group = _steps(a, samples), a.width // g.position_groups
+    s, group = _steps(a, g, samples), a.width // g.position_groups
     convs = [_whole(conv.inputs) * _whole(conv.outputs) * conv.kernel * conv.frames for conv in _front(a, g, samples)]
     return {
         "convs": sum(convs) if a.front_end == "mel" else sum(convs[1:]),
@@ -187,7 +196,7 @@ def _whole(channels: int) -> int:
 
 
 def _work(a: Architecture, g: Geometry, samples: int) -> dict[str, int]:
-    s = _steps(a, samples)
+    s = _steps(a, g, samples)
     return {
         "layers": a.depth,
         "front": sum(conv.outputs * conv.frames for conv in _front(a, g, samples)),
@@ -199,13 +208,14 @@ def _work(a: Architecture, g: Geometry, samples: int) -> dict[str, int]:
 
 def _alive(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads) -> Iterator[int]:
     """Numbers alive beside the window at the operations that can be the peak; no other operation needs more."""
-    s = _steps(a, samples)
-    x, front = s * a.width, frame_count(samples) * a.front_width
+    s = _steps(a, g, samples)
+    x, front = s * a.width, g.frames(samples) * a.front_width
     if g.normalize_input:
         yield 2 * samples + 1  # the centred window, its square, the variance
     yield from _alive_in_front(a, g, samples)
-    yield front + s * a.frame_stride * a.front_width  # padded to whole strides
-    yield 2 * x + _position_steps(a, g, s) * a.width  # x, the positional convolution, its activation
+    if g.family == "hubert":
+        yield front + s * a.frame_stride * a.front_width  # padded to whole strides
+    yield 2 * x + _position_steps(a, g, s) * a.width  # x, the positional convolution, its activation; or x with the table added
     pooled = head_inputs(a, read)[1]
     w, deviates = a.width, read == "every state"
     for layer, (heads, ffn) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
@@ -228,8 +238,11 @@ def _alive(a: Architecture, g: Geometry, keywords: int, samples: int, read: Head
 def _alive_in_front(a: Architecture, g: Geometry, samples: int) -> Iterator[int]:
     convs = _front(a, g, samples)
     if a.front_end == "mel":
-        yield mel_alive(samples)
+        yield mel_alive(g.mel_frames(samples))
     elif g.front_norm == "group":
         yield 2 * convs[0].outputs * convs[0].frames + convs[0].outputs  # the centred channels, their square, the variance
+    if g.family == "whisper":
+        heard, read = convs[0].frames, 2 * a.frame_stride * convs[1].frames
+        yield (heard + read) * convs[0].outputs if read > heard else 0  # padded to what the second convolution reads
     for conv in convs:
         yield 2 * conv.outputs * conv.frames  # before and after activation

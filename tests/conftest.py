@@ -34,6 +34,22 @@ settings.register_profile("work", deadline=None)  # no test is about seconds: th
 settings.load_profile("work")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would what it starts
 
+TINY_WHISPER: dict[str, Any] = {
+    "d_model": 48,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "num_mel_bins": 80,
+    "max_source_positions": 64,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 60,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
 CONTOURS = {"rise": (110.0, 220.0), "fall": (220.0, 110.0), "flat": (160.0, 160.0)}  # hertz at a clip's start and end
 SPEAKERS = {"train": 4, "val": 3, "test": 3}
 LONG = ("test_search", "test_interruptions", "test_shared_student", "test_cli", "test_reproduce", "test_kit", "test_profile")
@@ -108,6 +124,28 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weight.data += 0.05 * torch.randn_like(weight)
         model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Whisper of three layers with its decoder, positions for 1.28 s. Every weight is random, biases and norms included."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(**TINY_WHISPER)
+    folder = tmp_path_factory.mktemp("tiny_whisper")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WhisperForConditionalGeneration(config)
+        for weight in model.parameters():
+            if weight.requires_grad:  # positions are fixed
+                weight.data += 0.05 * torch.randn_like(weight)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(whisper_folder: Path) -> Teacher:
+    return load_teacher(str(whisper_folder))
 
 
 @pytest.fixture(scope="session")

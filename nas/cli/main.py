@@ -41,7 +41,7 @@ def search(
     ] = None,
     trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
-    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     space: Annotated[str, typer.Option(help="Search space; `srlnas spaces` lists them.")] = "default",
     target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
     name: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
@@ -213,7 +213,7 @@ def ui(
 
 @app.command()
 def spaces(
-    teacher: Annotated[str, typer.Option(help="`mini`, a folder or a hub id: spaces are made from a teacher.")] = "mini",
+    teacher: Annotated[str, typer.Option(help="A bundled name, a folder or a hub id: spaces are made from a teacher.")] = "mini",
 ) -> None:
     """List the search spaces with their size and the range of their students."""
     from rich.table import Table

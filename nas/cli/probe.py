@@ -16,7 +16,7 @@ MOST_SEEDS = 100
 
 
 def probe(
-    teacher: Annotated[str, typer.Argument(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    teacher: Annotated[str, typer.Argument(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     data: Annotated[
         list[Path] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
     ] = None,
@@ -49,6 +49,8 @@ def probe(
         raise ValueError(f"--out is {str(out)!r}; write a file in a folder that exists")
     started, screen = time.monotonic(), console(stderr=True)
     teachers = [load_teacher(name) for name in (teacher, *(against or ()))]
+    for read in teachers:
+        read.geometry.frames(window)  # a Whisper's positions end
     with progress(screen, "decoding") as tick:
         corpus = load_corpus(data or [embedded_corpus(cache)], cache, tick)
     check_trainable(corpus)

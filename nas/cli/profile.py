@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 profile_app = typer.Typer(help="Calibrate latency and memory of a device: here, over SSH, or with a kit to carry.")
 
 TargetName = Annotated[str, typer.Option("--target", help="Device: a name (`srlnas profile targets`) or a .toml file.")]
-TeacherName = Annotated[str, typer.Option("--teacher", help="`mini`, a folder or a hub id: students are made from a teacher.")]
+TeacherName = Annotated[
+    str, typer.Option("--teacher", help="A bundled name, a folder or a hub id: students are made from a teacher.")
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="The recipe of the searches to come: it says what heads read.")]
 Number = Annotated[int, typer.Option("--measurements", help="Students that are measured: 10 are good, 20 better.")]
 Precisions = Annotated[str, typer.Option("--precision", help="Beside fp32: int8, of matrix products.")]

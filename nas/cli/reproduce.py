@@ -19,7 +19,7 @@ def reproduce(
     ] = None,
     trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
-    teacher: Annotated[str, typer.Option(help="`mini` (bundled), a folder in transformers format, or a hub id.")] = "mini",
+    teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     student: Annotated[
         Path | None, typer.Option(help="A trained student's folder, or an architecture as JSON; default: the paper's student.")
     ] = None,

@@ -48,6 +48,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "objectives": [{**asdict(objective), "direction": "minimise", "split": "val"} for objective in OBJECTIVES],
         "target": facts.get("target"),
         "teacher": facts.get("teacher"),
+        "teacher_is_supervised": bool(facts.get("teacher_is_supervised")),
         "machine": facts.get("machine"),
         "latency_kind": facts.get("latency_kind"),
         "disturbances": facts.get("disturbances"),

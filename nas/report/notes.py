@@ -15,7 +15,7 @@ Member = Mapping[str, Any]
 
 
 def notes(front: Front) -> list[str]:
-    said = [note for find in (_synthetic, _disturbances, _disturbed) for note in find(front)]
+    said = [note for find in (_synthetic, _supervised, _disturbances, _disturbed) for note in find(front)]
     if front["stage"] == "search":
         return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
     return said + [note for find in FINAL_NOTES for note in find(front)]
@@ -24,6 +24,16 @@ def notes(front: Front) -> list[str]:
 def _synthetic(front: Front) -> Iterator[str]:
     if front["synthetic"]:
         yield "These results are synthetic: the speech was made by espeak-ng."
+
+
+def _supervised(front: Front) -> Iterator[str]:
+    if front.get("teacher_is_supervised"):
+        yield supervised(front["teacher"])
+
+
+def supervised(teacher: str) -> str:
+    """Of a teacher's name."""
+    return f"The teacher {teacher} was trained with transcripts: supervised. This says nothing of self-supervised teachers."
 
 
 def _disturbances(front: Front) -> Iterator[str]:

@@ -42,8 +42,8 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     for path in (*config.data, config.trials, config.noise):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
-    load_target(config.target)
     teacher = load_teacher(config.teacher)
+    teacher.geometry.frames(load_target(config.target).window)  # a Whisper's positions end
     if (shared := named_file(config.warm_start)) is not None:
         if not shared.is_file():
             raise ValueError(f"warm_start is {config.warm_start!r}: neither on, off, auto nor a file")
@@ -126,6 +126,7 @@ def facts(context: Context) -> dict[str, Any]:
     return {
         "synthetic": context.corpus.synthetic,
         "teacher": context.teacher.name,
+        "teacher_is_supervised": context.teacher.is_supervised,
         "teacher_params": cost_of(context, context.teacher.architecture, context.teacher.encoder.geometry).params,
         "target": dataclasses.asdict(context.target),
         "machine": described(device_facts()),

@@ -40,7 +40,7 @@ WINDOW, PRECISIONS = 16_080, ("fp32", "int8")
 HELD_OUT, POOL, SETS, CHUNK = 60, 90, 20, 10
 SPACES = ("default", "edge", "paper")  # of which students are drawn
 REFERENCE_MS = 1.0  # ratios are what counts; every figure is relative
-TEACHER, HEADS = load_teacher("mini"), Recipe().heads
+TEACHER, HEADS = load_teacher("mini-hubert"), Recipe().heads
 WORDS = tuple(f"word{number}" for number in range(KEYWORDS))
 
 Predictor = Callable[[Sequence[int]], Array]  # calibration indices -> predictions for all students

@@ -33,7 +33,7 @@ from trainers.teacher.teacher import load_teacher
 
 HERE = Path(__file__).parent
 TABLE, RESULT = HERE / "edge-96/trainings.parquet", HERE / "results/search.json"
-SPACE, TEACHER = "edge-96", load_teacher("mini")
+SPACE, TEACHER = "edge-96", load_teacher("mini-hubert")
 FULL_TRAININGS, SEEDS, WORKERS, CANDIDATES, REDUCTION = 32, 30, 4, 100, 3
 OURS = "srlnas"
 Start = Literal["kept layers", "shared student"]

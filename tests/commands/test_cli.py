@@ -27,7 +27,8 @@ from nas.study.folder import create_study
 from nas.tracking.mirror import open_tracking
 from search_spaces.catalog import find_space
 from trainers.speech.parquet import write_corpus
-from trainers.teacher.teacher import BUNDLED_FOLDER, load_teacher
+from trainers.teacher.folder import BUNDLED
+from trainers.teacher.teacher import load_teacher
 
 
 @dataclass
@@ -234,7 +235,7 @@ def test_limits_that_no_student_keeps(on_known_machine: Path, limit: tuple[str, 
 def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused(tmp_path, "search", "--teacher", "empty")
-    shutil.copytree(BUNDLED_FOLDER, tmp_path / "half")
+    shutil.copytree(BUNDLED["mini"], tmp_path / "half")
     (tmp_path / "half" / "model.safetensors").unlink()
     assert "model.safetensors" in refused(tmp_path, "search", "--teacher", "half")
 

@@ -79,11 +79,13 @@ def test_the_curves_are_in_mlflow_as_one_run(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("made")
 def test_a_run_can_begin_with_another_teachers_weights(folder: Path) -> None:
-    again = ("next", "--start", "own", *SMALL, "--steps", "1", "--units", "8", "--rate", "1e-9")
+    again = ("next", "--start", "own", "--units-from", "own:1", *SMALL, "--steps", "1", "--units", "8", "--rate", "1e-9")
     done = subprocess.run([*PRETRAIN, *again], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     before, after = (load_teacher(str(folder / name)) for name in ("own", "next"))
-    assert f"the weights of the teacher with digest {before.digest}" in (folder / "next/README.md").read_text()
+    card = (folder / "next/README.md").read_text()
+    assert f"the weights of the teacher with digest {before.digest}" in card
+    assert f"k-means of layer 1 of the teacher own, digest {before.digest}, which was trained on speech alone" in card
     for name, value in before.encoder.state_dict().items():
         torch.testing.assert_close(after.encoder.state_dict()[name], value, atol=2e-3, rtol=2e-3)  # float16 on disk
 
@@ -94,8 +96,10 @@ def test_a_run_can_begin_with_another_teachers_weights(folder: Path) -> None:
     [
         (("own", *SMALL), "holds a teacher already"),
         (("other", *SMALL, "--steps", "many"), "--steps is 'many'"),
-        (("other", *SMALL, "--shape", "huge"), "neither mini, base, large"),
+        (("other", *SMALL, "--shape", "huge"), "neither mini-hubert, base, large"),
         (("other", *SMALL, "--shape", "shape", "--units", "9000,10"), "9000 units need 90000 frames"),
+        (("other", *SMALL, "--units-from", "own:4"), "the teacher own has no layer 4; units may come from 0 to 3"),
+        (("other", *SMALL, "--units-from", "nothing"), "teacher 'nothing' is neither"),
     ],
 )
 def test_a_mistake_is_one_line(folder: Path, arguments: tuple[str, ...], part: str) -> None:

@@ -31,7 +31,7 @@ from trainers.teacher.teacher import load_teacher
 
 WINDOW = 8_080
 TARGET = Target(name="board", description="a board", window=WINDOW)
-GEOMETRY = load_teacher("mini").geometry
+GEOMETRY = load_teacher("mini-hubert").geometry
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 
@@ -64,7 +64,7 @@ def test_an_archive_is_the_same_each_time_and_small(kit: Kit, tmp_path: Path, mo
     assert pack(kit) == first
     with tarfile.open(fileobj=io.BytesIO(pack(kit))) as tar:
         assert all(member.isfile() and member.name.startswith(f"{FOLDER}/") for member in tar)
-    teacher = hollow(Student(load_teacher("mini").architecture, GEOMETRY, ("yes",)))
+    teacher = hollow(Student(load_teacher("mini-hubert").architecture, GEOMETRY, ("yes",)))
     large = make_kit(tmp_path / "large", {"large": teacher}, TARGET)
     (large.folder / "reference.onnx").unlink()  # the reference's weights do not repeat
     assert len(pack(large)) < 0.05 * (large.folder / "model-0-fp32.onnx").stat().st_size

@@ -22,12 +22,18 @@ from search_spaces.architecture import (
     Architecture,
     Geometry,
     Heads,
-    frame_count,
 )
 from search_spaces.cost import LANES, cost
 from trainers.networks.student import Student
 
 MINI_DIMS = (32, 64, 128, 128, 128, 128, 128)
+WHISPER: dict[str, Any] = {
+    "family": "whisper",
+    "norm_order": "pre",
+    "position_kernel": 0,
+    "position_groups": 1,
+    "position_table": 64,
+}
 WAVLM = {"relative_buckets": 320, "relative_distance": 800}
 
 
@@ -74,14 +80,17 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, Geometry, int, int]:
     )
     depth = draw(st.integers(1, 3))
     layer = st.integers(1, 8)
-    if draw(st.booleans()):  # a teacher with a relative position bias: the same heads in each layer, as wide as the stream
+    sizes: dict[str, Any] = {}
+    if is_whisper := draw(st.integers(0, 2)) == 0:
+        g = replace(g, **WHISPER, mel_bins=draw(st.sampled_from((80, 128))))
+    elif draw(st.booleans()):  # a teacher with a relative position bias: the same heads in each layer, as wide as the stream
         heads = draw(layer)
         g = replace(g, relative_buckets=draw(st.sampled_from((4, 32))), relative_distance=40)
-        sizes: dict[str, Any] = {"width": heads * g.head_dim, "heads": (heads,) * depth}
-    else:
+        sizes = {"width": heads * g.head_dim, "heads": (heads,) * depth}
+    if not sizes:
         sizes = {"width": 4 * draw(st.integers(1, 60)), "heads": tuple(draw(layer) for _ in range(depth))}
     a = Architecture(
-        front_end=draw(st.sampled_from(("wave", "mel"))),
+        front_end="mel" if is_whisper else draw(st.sampled_from(("wave", "mel"))),
         front_width=draw(st.integers(1, 200)),
         frame_stride=draw(st.sampled_from((1, 2))),
         **sizes,
@@ -151,7 +160,9 @@ def check(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads
     model, window = student(a, g, keywords, read), torch.zeros(1, samples)
     told = cost(a, g, keywords, samples, read)
     assert told.params == counted_params(model)
-    assert told.weight_bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    table = model.get_buffer("encoder.positions.table") if g.family == "whisper" else torch.zeros(0, 0)
+    unused = table[-(-g.frames(samples) // a.frame_stride) :]  # the file has the window's rows
+    assert told.weight_bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers())) - unused.nbytes
     assert told.total_macs == counted_macs(model, window)
     assert told.peak_activation_bytes == traced_peak(model, window)
 
@@ -281,15 +292,18 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_other_work_equals_what_torch_writes(case: tuple[Architecture, Geometry, int, int]) -> None:
     """By activation and norm: each convolution and each feed-forward's first half is activated, as are the positions."""
     a, g, keywords, samples = case
-    told, frames, written = cost(a, g, keywords, samples), frame_count(samples), Written()
+    told, frames, written = cost(a, g, keywords, samples), g.frames(samples), Written()
     with torch.no_grad(), written:
         student(a, g, keywords)(torch.zeros(1, samples))
     steps = -(-frames // a.frame_stride)
     assert told.work["layers"] == a.depth
     assert told.work["softmax"] == written.numbers["_softmax"]
-    assert told.work["front"] + told.work["units"] + steps * a.width == written.numbers["gelu"]
-    norms = told.work["states"] + frames * a.front_width
-    if a.front_end == "mel":
+    is_whisper = g.family == "whisper"
+    assert told.work["front"] + told.work["units"] + (0 if is_whisper else steps * a.width) == written.numbers["gelu"]
+    norms = told.work["states"] + (0 if is_whisper else frames * a.front_width)
+    if is_whisper:
+        pass  # none in its front end
+    elif a.front_end == "mel":
         norms += MEL_BINS * ((samples - RECEPTIVE_FIELD) // MEL_HOP + 1)
     elif g.front_norm == "layer":
         norms += told.work["front"]
@@ -306,6 +320,27 @@ def test_whole_vectors_hold_the_channels(case: tuple[Architecture, Geometry, int
     wide = geometry(conv_dims=(32, 64, 128, 128, 128, 128, 128), position_groups=4)
     whole = cost(uniform(1, 128, 1, 64, 128), wide, 1, 16_080)
     assert (whole.vector_macs["convs"], whole.vector_macs["positions"]) == (whole.macs["convs"], whole.macs["positions"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "bins", "published"),  # of openai/whisper-*, less the positions, which are no weights
+    [(4, 384, 80, 8_208_384 - 1500 * 384), (6, 512, 80, 20_590_592 - 1500 * 512), (32, 1280, 128, 636_968_960 - 1500 * 1280)],
+    ids=["tiny", "base", "large-v3"],
+)
+def test_published_sizes_of_whisper(layers: int, width: int, bins: int, published: int) -> None:
+    a = uniform(layers, width, width // 64, 4 * width, width, "mel")
+    g = geometry(**{**WHISPER, "position_table": 1500}, mel_bins=bins)
+    told = cost(a, g, keywords=12, samples=16_080)
+    with torch.device("meta"):
+        model = student(a, g, 12)
+    assert told.params == counted_params(model) == published + (a.width + 1) * (12 + EMBEDDING_DIM)
+
+
+def test_a_window_longer_than_the_positions_is_refused() -> None:
+    g = geometry(**WHISPER)
+    assert cost(uniform(1, 64, 1, 64, 32, "mel"), g, 1, 20_480).params
+    with pytest.raises(ValueError, match="a window of 21000 samples is longer than the teacher's positions, which end at 20480"):
+        cost(uniform(1, 64, 1, 64, 32, "mel"), g, 1, 21_000)
 
 
 def test_a_window_without_a_frame_is_refused() -> None:

@@ -6,6 +6,7 @@ stem of its own; what depends on the stride or the positional convolution's widt
 once for each. There are no elastic layers: a member is the ordinary student, its weights views of the shared ones.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -22,7 +23,7 @@ from search_spaces.space import SearchSpace
 from trainers.learning.distill import distiller
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state
-from trainers.networks.encoder import LogMel, MelFront, SpeechEncoder
+from trainers.networks.encoder import LogMel, PositionTable, SpeechEncoder, WaveFront, WhisperLogMel
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student
 from trainers.teacher.teacher import Teacher
@@ -34,13 +35,18 @@ class Elastic(nn.Module):
     def __init__(self, space: SearchSpace, teacher: Teacher, recipe: Recipe, keywords: tuple[str, ...]) -> None:
         super().__init__()
         self.space, self.teacher, self.recipe, self.keywords, self.mel = space, teacher, recipe, keywords, LogMel()
-        self.shared = nn.ParameterDict()
+        self.of_whisper = teacher.geometry.family == "whisper"
+        if self.of_whisper:
+            self.mel = WhisperLogMel(teacher.geometry.mel_bins)
+        self.shared, self.tables = nn.ParameterDict(), dict[int, PositionTable]()
         for architecture in self._builders():
             student = self._student(architecture)
             assert isinstance(student.encoder, SpeechEncoder)
             inherit(student.encoder, teacher.encoder, "ranked")
+            if isinstance(table := student.encoder.positions, PositionTable):
+                self.tables.setdefault(architecture.frame_stride, table)
             for name, value in student.named_parameters():
-                if (key := _key(name, architecture)) not in self.shared:
+                if (key := _key(name, architecture, self.of_whisper)) not in self.shared:
                     self.shared[key] = nn.Parameter(_spread(name, value.detach().clone(), student))
 
     def _builders(self) -> Iterator[Architecture]:
@@ -73,7 +79,8 @@ class Elastic(nn.Module):
         a = shell.architecture
         assert isinstance(a, Architecture)
         return {
-            name: _prefix(name, self.shared[_key(name, a)], parameter.shape, shell) for name, parameter in shell.named_parameters()
+            name: _prefix(name, self.shared[_key(name, a, self.of_whisper)], parameter.shape, shell)
+            for name, parameter in shell.named_parameters()
         }
 
     def predict_teacher(self, architecture: Architecture, audio_bn: Tensor, frames: int) -> list[Tensor]:
@@ -89,11 +96,19 @@ class Elastic(nn.Module):
     def _call(self, architecture: Architecture, method: str, *inputs: Tensor | int) -> Any:
         with torch.device("meta"):
             shell = self._student(architecture)
-        if isinstance(shell.encoder, SpeechEncoder) and isinstance(shell.encoder.front, MelFront):
+        assert isinstance(shell.encoder, SpeechEncoder)
+        if not isinstance(shell.encoder.front, WaveFront):
             shell.encoder.front.mel = self.mel
+        self._lend_table(shell.encoder)
         shell.norm = nn.BatchNorm1d(shell.speaker_head.in_features, affine=False, track_running_stats=False)
         weights = {f"student.{name}": value for name, value in self.weights(shell).items()}
         return torch.func.functional_call(_Method(shell.train(self.training), method), weights, inputs)
+
+    def _lend_table(self, encoder: SpeechEncoder) -> None:
+        """Whisper's positions of the member's channels, which are the first."""
+        if isinstance(encoder.positions, PositionTable):
+            table = self.tables[encoder.architecture.frame_stride].to(self.mel.window.device).table
+            encoder.positions.table = table[:, : encoder.architecture.width]
 
     @torch.no_grad()
     def extract(self, architecture: Architecture) -> Student:
@@ -103,7 +118,9 @@ class Elastic(nn.Module):
         student = self._student(architecture)
         for name, value in self.weights(student).items():
             student.get_parameter(name).copy_(value)
-        return student
+        assert isinstance(student.encoder, SpeechEncoder)
+        self._lend_table(student.encoder)
+        return copy.deepcopy(student)  # what was lent is then its own
 
 
 class _Method(nn.Module):
@@ -117,10 +134,12 @@ class _Method(nn.Module):
         return getattr(self.student, self.method)(*inputs)
 
 
-def _key(name: str, a: Architecture) -> str:
-    """Where a student's parameter lies among the shared ones."""
+def _key(name: str, a: Architecture, of_whisper: bool) -> str:
+    """Where a student's parameter lies among the shared ones. A Whisper's second convolution has a kernel for each stride."""
     part, _, rest = name.removeprefix("encoder.").partition(".")
-    if part in ("front", "front_norm"):
+    if name.startswith("encoder.front.convs.1.") and of_whisper:
+        place = f"{a.front_end}/{a.frame_stride}/{part}/{rest}"
+    elif part in ("front", "front_norm"):
         place = f"{a.front_end}/{part}/{rest}"
     elif part == "projection":
         place = f"{a.front_end}/{a.frame_stride}/{part}/{rest}"

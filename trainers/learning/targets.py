@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search_spaces.architecture import FRAME_SAMPLES, frame_count
+from search_spaces.architecture import FRAME_SAMPLES
 from trainers.learning.batches import cut
 from trainers.learning.precision import autocast
 from trainers.speech.corpora import Corpus
@@ -73,7 +73,7 @@ def choose_windows(corpus: Corpus, window: int, limit: int, seed: int) -> tuple[
 
 
 def cache_bytes(teacher: Teacher, window: int, windows: int) -> int:
-    return windows * len(teacher.predicted_layers) * frame_count(window) * teacher.architecture.width * 2
+    return windows * len(teacher.predicted_layers) * teacher.geometry.frames(window) * teacher.architecture.width * 2
 
 
 def prepare_targets(
@@ -109,7 +109,7 @@ def _write_states(targets: Targets, path: Path, device: torch.device, progress: 
     """Renamed into place when complete: an interrupted cache is made again, never read."""
     teacher, count = targets.teacher, len(targets.rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (count, len(teacher.predicted_layers), frame_count(targets.window), teacher.architecture.width)
+    shape = (count, len(teacher.predicted_layers), teacher.geometry.frames(targets.window), teacher.architecture.width)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
         states = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=shape)

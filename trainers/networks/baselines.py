@@ -114,5 +114,5 @@ def counted_cost(model: nn.Module, baseline: Baseline, samples: int) -> Cost:
         params=params,
         weight_bytes=BYTES * (params + constants),
         macs={"all": int(counter.get_total_flops()) // 2},
-        peak_activation_bytes=BYTES * (samples + max(mel_alive(samples), stem)),
+        peak_activation_bytes=BYTES * (samples + max(mel_alive(mel_frames(samples)), stem)),
     )

@@ -1,7 +1,8 @@
 """The speech encoder: teacher and students alike, from samples to hidden states. Read it from top to bottom.
 
 Shapes: b batch, n samples, c channels, f features, t frames at 50 Hz, s steps of the transformer (t / frame_stride), w width,
-h heads, d channels of a head. Every forward takes the valid samples of each row (`lengths_b`); without them all are valid.
+h heads, d channels of a head. Every forward takes the valid samples of each row (`lengths_b`); without them all are valid. Whisper
+knows no such thing: it hears what a window is padded with.
 """
 
 import math
@@ -26,6 +27,7 @@ from search_spaces.architecture import (
 AMX_CHANNELS = 16
 NORMALIZE_EPS = 1e-7  # the constant of transformers' Wav2Vec2FeatureExtractor
 SMALLEST_POWER = 1e-5  # floor under a mel power, about -50 dB of a unit-variance signal
+WHISPER_POWER, WHISPER_TIMESCALE = 1e-10, 10_000.0
 
 
 def normalize(x_bn: Tensor, valid_bn: Tensor | None = None) -> Tensor:
@@ -119,7 +121,7 @@ class LogMel(nn.Module):
     def __init__(self, bins: int = MEL_BINS) -> None:
         super().__init__()
         with torch.device("cpu"):  # constants are real also where a network's weights are not
-            constants = self._constants(bins)
+            constants = self._constants(self._bank(bins))
         for name, value in constants.items():
             self.register_buffer(name, value.float(), persistent=False)
         self.window: Tensor
@@ -129,14 +131,18 @@ class LogMel(nn.Module):
         self.coarse: Tensor
         self.bank: Tensor
 
-    def _constants(self, bins: int) -> dict[str, Tensor]:
+    def _bank(self, bins: int) -> Tensor:
+        """(frequencies, bins)"""
+        bank: Tensor = torchaudio.functional.melscale_fbanks(self.RADIX**2 // 2 + 1, 20.0, 7600.0, bins, SAMPLE_RATE)
+        return bank
+
+    def _constants(self, bank: Tensor) -> dict[str, Tensor]:
         n, half = self.RADIX, self.RADIX // 2 + 1  # bins above 200 mirror those below
         row, column = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
         turn = 2 * math.pi * row * column / n
         twiddle = 2 * math.pi * row * column / n**2
         fine, coarse = torch.polar(torch.ones_like(turn), -turn), torch.polar(torch.ones_like(turn), -turn)[:, :half]
         scale = torch.polar(torch.ones_like(twiddle), -twiddle)
-        bank = torchaudio.functional.melscale_fbanks(n * n // 2 + 1, 20.0, 7600.0, bins, SAMPLE_RATE)
         return {
             "window": torch.hann_window(RECEPTIVE_FIELD, periodic=True, dtype=torch.float64),
             "fine": torch.cat([fine.real, fine.imag], 1),
@@ -148,6 +154,10 @@ class LogMel(nn.Module):
 
     def forward(self, x_bn: Tensor) -> Tensor:
         """(batch, samples) -> (batch, 100 Hz frames, mel bins)."""
+        return self.energies(x_bn).clamp(min=SMALLEST_POWER).log()
+
+    def energies(self, x_bn: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, 100 Hz frames, mel bins), before the logarithm."""
         n, half = self.RADIX, self.RADIX // 2 + 1
         frames = (x_bn.shape[-1] - RECEPTIVE_FIELD) // MEL_HOP + 1
         block = math.gcd(RECEPTIVE_FIELD, MEL_HOP)  # frames are runs of whole blocks, so slices replace a gather
@@ -159,7 +169,25 @@ class LogMel(nn.Module):
         turned = torch.cat([real * self.scale_real - imag * self.scale_imag, real * self.scale_imag + imag * self.scale_real], -2)
         spectrum = torch.unflatten(turned, -2, (2, n)).permute(0, 1, 4, 2, 3).flatten(-2) @ self.coarse  # (.., row, [real | imag])
         power = spectrum[..., :half].square() + spectrum[..., half:].square()
-        return (power.transpose(-1, -2).flatten(-2) @ self.bank).clamp(min=SMALLEST_POWER).log()
+        return power.transpose(-1, -2).flatten(-2) @ self.bank
+
+
+class WhisperLogMel(LogMel):
+    """Whisper's (Radford et al., arXiv 2212.04356): Slaney's scale from 0 to 8 kHz, frame m centred on sample 160 m by reflection
+    at the window's ends, decimal logarithm, nothing more than 8 below the window's largest, scaled to about -1 to 1."""
+
+    def _bank(self, bins: int) -> Tensor:
+        bank: Tensor = torchaudio.functional.melscale_fbanks(
+            self.RADIX**2 // 2 + 1, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        return bank
+
+    def forward(self, x_bn: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, samples / 160, mel bins)."""
+        half = RECEPTIVE_FIELD // 2
+        energies = self.energies(F.pad(x_bn, (half, half - MEL_HOP), "reflect"))  # Whisper drops the frame that would follow
+        log_btf = energies.clamp(min=WHISPER_POWER).log10()
+        return (torch.maximum(log_btf, log_btf.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
 class MelFront(nn.Module):
@@ -187,6 +215,60 @@ class MelFront(nn.Module):
                 lengths_b = (lengths_b - 1) // conv.stride[0] + 1
             x_btc = F.gelu(convolve(conv, x_btc))
         return x_btc
+
+
+class WhisperFront(nn.Module):
+    """Whisper's log-mel and two convolutions, the second of stride 2 and as wide as the transformer: frame t is centred on sample
+    320 t. With frame_stride 2 its stride is 4, and its kernel spans the two frames that a step stands for."""
+
+    def __init__(self, architecture: Architecture, geometry: Geometry) -> None:
+        super().__init__()
+        (front_width, width), stride = geometry.front_dims(architecture), architecture.frame_stride
+        self.mel = WhisperLogMel(geometry.mel_bins)
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv1d(geometry.mel_bins, front_width, 3, padding=1),
+                nn.Conv1d(front_width, width, 2 * stride + 1, 2 * stride, padding=1),
+            ]
+        )
+
+    @property
+    def convolutions(self) -> tuple[nn.Conv1d, nn.Conv1d]:
+        first, second = self.convs
+        assert isinstance(first, nn.Conv1d) and isinstance(second, nn.Conv1d)
+        return first, second
+
+    def forward(self, x_bn: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, steps, width)."""
+        first, second = self.convolutions
+        with torch.autocast(x_bn.device.type, enabled=False):
+            mel_btf = self.mel(x_bn.float())
+        x_btc = F.gelu(convolve(first, mel_btf))
+        if missing := -x_btc.shape[1] % second.stride[0]:
+            x_btc = F.pad(x_btc, (0, 0, 0, missing))
+        return F.gelu(convolve(second, x_btc))
+
+
+class PositionTable(nn.Module):
+    """Whisper's fixed positions, no parameters: sines and cosines of the step (Vaswani et al., arXiv 1706.03762). A student has the
+    columns of the channels that it took over from its teacher; with frame_stride 2 a row is the mean of two."""
+
+    def __init__(self, frames: int, width: int, frame_stride: int) -> None:
+        super().__init__()
+        table_tw = sinusoids(frames + frames % 2, width + width % 2)[:, :width]
+        self.register_buffer("table", torch.unflatten(table_tw, 0, (-1, frame_stride)).mean(1)[: -(-frames // frame_stride)])
+        self.table: Tensor
+
+    def forward(self, x_bsw: Tensor) -> Tensor:
+        """(batch, steps, width) -> (steps, width)."""
+        return self.table[: x_bsw.shape[1]]
+
+
+def sinusoids(length: int, channels: int) -> Tensor:
+    """(length, channels), of an even number of channels: first the sines, then the cosines."""
+    rates = torch.exp(-math.log(WHISPER_TIMESCALE) / max(1, channels // 2 - 1) * torch.arange(channels // 2))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class Positions(nn.Module):
@@ -249,12 +331,14 @@ class Gate(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; heads x head_dim need not be the width, unless the position bias is gated."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, *, gated: bool = False) -> None:
+    def __init__(self, width: int, heads: int, geometry: Geometry) -> None:
         super().__init__()
+        inner = heads * geometry.head_dim
         self.heads = heads
-        self.q, self.k, self.v = (nn.Linear(width, heads * head_dim) for _ in range(3))
-        self.out = nn.Linear(heads * head_dim, width)
-        self.gate = Gate(heads, head_dim) if gated else None
+        has_bias = {"k": geometry.family == "hubert"}
+        self.q, self.k, self.v = (nn.Linear(width, inner, bias=has_bias.get(name, True)) for name in "qkv")
+        self.out = nn.Linear(inner, width)
+        self.gate = Gate(heads, geometry.head_dim) if geometry.relative_buckets else None
 
     def forward(self, x_bsw: Tensor, mask_b11s: Tensor | None, bias_hss: Tensor | None = None) -> Tensor:
         gate_bhs1 = None if self.gate is None else self.gate(x_bsw)
@@ -275,7 +359,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int, ffn_dim: int, geometry: Geometry) -> None:
         super().__init__()
         self.pre = geometry.norm_order == "pre"
-        self.attention = Attention(width, heads, geometry.head_dim, gated=geometry.relative_buckets > 0)
+        self.attention = Attention(width, heads, geometry)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ffn_in, self.ffn_out = nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
 
@@ -295,9 +379,10 @@ class Layer(nn.Module):
 class SpeechEncoder(nn.Module):
     """Samples to hidden states: front end, projection, positions, transformer layers.
 
-    With the own architecture and weights of HuBERT, wav2vec 2.0 or WavLM the output equals transformers'. With frame_stride 2 two
-    neighbouring frames are projected together and the positional convolution spans the same time with half the taps.
-    Raises ValueError when the width is not a multiple of the positional convolution's groups.
+    With the own architecture and weights of HuBERT, wav2vec 2.0, WavLM or Whisper the output equals transformers'. With
+    frame_stride 2 two neighbouring frames are projected together and the positional convolution spans the same time with half the
+    taps.
+    Raises ValueError when the width is not a multiple of the positional convolution's groups, or a Whisper's student has no mels.
     """
 
     def __init__(self, architecture: Architecture, geometry: Geometry) -> None:
@@ -306,11 +391,19 @@ class SpeechEncoder(nn.Module):
         if a.width % g.position_groups:
             raise ValueError(f"width {a.width} is not a multiple of the {g.position_groups} groups of the positional convolution")
         self.architecture, self.geometry = a, g
-        dims = g.front_dims(a)
-        self.front = WaveFront(dims, g) if a.front_end == "wave" else MelFront(dims)
-        self.front_norm = nn.LayerNorm(a.front_width)
-        self.projection = nn.Linear(a.front_width * a.frame_stride, a.width)
-        self.positions = Positions(a.width, g.position_kernel // a.frame_stride, g.position_groups)
+        self.front: WaveFront | MelFront | WhisperFront
+        self.positions: Positions | PositionTable
+        if g.family == "whisper":
+            if a.front_end != "mel":
+                raise ValueError(f"a student of a Whisper encoder has the front end 'mel', not {a.front_end!r}")
+            self.front = WhisperFront(a, g)
+            self.positions = PositionTable(g.position_table, a.width, a.frame_stride)
+        else:
+            dims = g.front_dims(a)
+            self.front = WaveFront(dims, g) if a.front_end == "wave" else MelFront(dims)
+            self.front_norm = nn.LayerNorm(a.front_width)
+            self.projection = nn.Linear(a.front_width * a.frame_stride, a.width)
+            self.positions = Positions(a.width, g.position_kernel // a.frame_stride, g.position_groups)
         self.norm = nn.LayerNorm(a.width)
         self.layers = nn.ModuleList(Layer(a.width, h, f, g) for h, f in zip(a.heads, a.ffn_dims))
         self.relative: RelativePositions | None = None
@@ -329,6 +422,11 @@ class SpeechEncoder(nn.Module):
         """What `forward` returns, one by one: a state that nobody keeps need not stay in memory."""
         if self.geometry.normalize_input:
             x_bn = normalize(x_bn, None if lengths_b is None else _valid(lengths_b, x_bn.shape[-1]))
+        if isinstance(self.front, WhisperFront):
+            assert lengths_b is None, "Whisper has no mask"
+            self.geometry.frames(x_bn.shape[-1])
+            yield from self.transform(self.front(x_bn), None)
+            return
         x_btc = self.front_norm(self.front(x_bn, lengths_b))
         stride = self.architecture.frame_stride
         mask_bs = None

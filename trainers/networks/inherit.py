@@ -13,9 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.networks.encoder import Attention, Layer, SpeechEncoder, WaveFront, convolve, normalize
+from trainers.networks.encoder import (
+    Attention,
+    Layer,
+    Positions,
+    PositionTable,
+    SpeechEncoder,
+    WaveFront,
+    WhisperFront,
+    convolve,
+    normalize,
+)
 
 HEARD = (8, 16_080)  # windows of noise, samples
+LOUDNESS = 0.05  # of the noise where loudness matters: that of speech
 SMALLEST_DEVIATION = 1e-2  # of a channel after layer norm, where most are near one; a constant one must not be blown up
 
 Narrowing = Literal["importance", "prefix", "random", "ranked"]
@@ -26,8 +37,8 @@ Choose = Callable[
 
 @torch.no_grad()
 def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing = "importance") -> None:
-    """Overwrites the student's weights in place. What the teacher has no counterpart of (a mel front end) keeps its random start;
-    WavLM's relative position bias stays behind.
+    """Overwrites the student's weights in place. What the teacher has no counterpart of (a HuBERT's of a mel front end) keeps its
+    random start; WavLM's relative position bias stays behind.
 
     Raises ValueError when the student is wider somewhere than its teacher, or keeps a layer that the teacher lacks.
     """
@@ -36,8 +47,9 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing
     _check_fits(student, teacher)
     choose = CHOICES[narrowing]
     channels = choose(stream_importance(teacher, a.kept_layers), a.width)
-    front = torch.arange(0)
-    if isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
+    if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
+        _inherit_whisper_front(student.front, teacher.front, channels, choose)
+    elif isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
         front = _inherit_front(student.front, teacher.front, _projection_importance(teacher), choose)
         _copy_norm(student.front_norm, teacher.front_norm, front)
         # two frames are projected together with half the weight each: the projection of their mean
@@ -56,9 +68,10 @@ def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
     if a.kept_layers[-1] > t.depth:
         raise ValueError(f"the student keeps layer {a.kept_layers[-1]}; its teacher has {t.depth}")
     wider = a.width > t.width or max(a.heads) > min(t.heads) or max(a.ffn_dims) > min(t.ffn_dims)
-    if wider or (a.front_end == "wave" and a.front_width > t.front_width):
+    if wider or (a.front_end == t.front_end and a.front_width > t.front_width):
         raise ValueError(
-            "the student is wider than its teacher: width, heads, ffn_dims and a wave front's width must not exceed the teacher's"
+            "the student is wider than its teacher: width, heads, ffn_dims and the width of the same front end must not exceed "
+            "the teacher's"
         )
 
 
@@ -72,12 +85,19 @@ CHOICES: dict[Narrowing, Choose] = {
 
 def stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
     """(teacher width,): squared norm of everything that writes to a channel of the residual stream."""
-    total = teacher.projection.weight.square().sum(1)
+    total = _writes_stream(teacher).square().flatten(1).sum(1)
     for index in kept:
         layer = teacher.layers[index - 1]
         assert isinstance(layer, Layer)
         total = total + layer.attention.out.weight.square().sum(1) + layer.ffn_out.weight.square().sum(1)
     return total
+
+
+def _writes_stream(teacher: SpeechEncoder) -> Tensor:
+    """(teacher width, ...): the weights that write to the residual stream before the layers do."""
+    if isinstance(teacher.front, WhisperFront):
+        return teacher.front.convolutions[1].weight
+    return teacher.projection.weight
 
 
 def _projection_importance(teacher: SpeechEncoder) -> Tensor:
@@ -117,6 +137,31 @@ def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor, ch
     return inputs
 
 
+def _inherit_whisper_front(student: WhisperFront, teacher: WhisperFront, channels: Tensor, choose: Choose) -> None:
+    """As `_inherit_front`. No norm follows, so the second convolution's own weights are set to sound as the teacher's do.
+
+    channels: (student width,) of the residual stream, which the second convolution writes.
+    """
+    (first, second), (our_first, our_second) = teacher.convolutions, student.convolutions
+    mel = teacher.mel(LOUDNESS * _pink_noise()[..., 0].to(first.weight.device))
+    theirs = F.gelu(convolve(first, mel))
+    front = choose(theirs.square().mean((0, 1)) * second.weight.square().sum((0, 2)), our_first.out_channels)
+    assert our_first.bias is not None and first.bias is not None and our_second.bias is not None and second.bias is not None
+    our_first.weight.copy_(first.weight[front])
+    our_first.bias.copy_(first.bias[front])
+    weight, bias = second.weight[channels][:, front], second.bias[channels]
+    if len(front) < first.out_channels:
+        wanted = convolve(second, theirs)[..., channels]
+        states = F.conv1d(theirs[..., front].transpose(1, 2), weight, bias, second.stride, second.padding).transpose(1, 2)
+        scale = wanted.std((0, 1)) / states.std((0, 1)).clamp(min=SMALLEST_DEVIATION)
+        weight, bias = scale[:, None, None] * weight, wanted.mean((0, 1)) - scale * (states.mean((0, 1)) - bias)
+    our_second.weight.zero_()
+    steps = range(0, our_second.stride[0], second.stride[0])
+    for tap in steps:  # one step stands for so many frames: the mean of what they hear
+        our_second.weight[..., tap : tap + 3] += weight / len(steps)
+    our_second.bias.copy_(bias)
+
+
 def _pink_noise() -> Tensor:
     """(windows, samples, 1) of zero mean and unit variance, always the same: like speech, most of it is low."""
     spectrum = torch.fft.rfft(torch.randn(HEARD, generator=torch.Generator().manual_seed(0)))
@@ -134,7 +179,14 @@ def _sound_alike(norm: nn.LayerNorm, states: Tensor, wanted: Tensor) -> None:
 
 
 def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels: Tensor) -> None:
-    """Channels keep their own taps; an input channel that sat in another group of the teacher starts at zero."""
+    """Channels keep their own taps; an input channel that sat in another group of the teacher starts at zero. Of a table, channels
+    keep their columns."""
+    if isinstance(student.positions, PositionTable) and isinstance(teacher.positions, PositionTable):
+        table, stride = teacher.positions.table[:, channels], student.architecture.frame_stride
+        even = F.pad(table, (0, 0, 0, -len(table) % stride))
+        student.positions.table.copy_(torch.unflatten(even, 0, (-1, stride)).mean(1))
+        return
+    assert isinstance(student.positions, Positions) and isinstance(teacher.positions, Positions)
     conv, source = student.positions.conv, teacher.positions.conv
     size, source_size = conv.in_channels // conv.groups, source.in_channels // source.groups
     stride, taps = student.architecture.frame_stride, conv.kernel_size[0]
@@ -171,7 +223,8 @@ def _head_importance(attention: Attention, head_dim: int) -> Tensor:
 
 def _copy_linear(to: nn.Linear, source: nn.Linear, rows: Tensor, columns: Tensor) -> None:
     to.weight.copy_(source.weight[rows][:, columns])
-    to.bias.copy_(source.bias[rows])
+    if source.bias is not None:
+        to.bias.copy_(source.bias[rows])
 
 
 def _copy_norm(to: nn.Module, source: nn.Module, channels: Tensor) -> None:

@@ -27,15 +27,15 @@ class MaskedPredictor(nn.Module):
         self.head = nn.Linear(encoder.architecture.width, CODE_WIDTH)
         self.codewords = nn.Parameter(torch.randn(units, CODE_WIDTH) / CODE_WIDTH**0.5)
 
-    def forward(self, x_bn: Tensor, masked_bt: Tensor) -> Tensor:
-        """(batch, samples), (batch, frames) -> logits of the masked frames (masked, units)."""
+    def forward(self, x_bn: Tensor, masked_bt: Tensor, asked_bt: Tensor) -> Tensor:
+        """(batch, samples), twice (batch, frames) -> logits of the frames that are asked for (asked, units)."""
         if self.encoder.geometry.normalize_input:
             x_bn = normalize(x_bn)
         x_btw = self.encoder.projection(self.encoder.front_norm(self.encoder.front(x_bn, None)))
         *_, state_btw = self.encoder.transform(torch.where(masked_bt[..., None], self.mask.to(x_btw.dtype), x_btw), None)
-        code_mc = F.normalize(self.head(state_btw[masked_bt]).float(), dim=-1)
-        logits_mu: Tensor = code_mc @ F.normalize(self.codewords, dim=-1).T / TEMPERATURE
-        return logits_mu
+        code_ac = F.normalize(self.head(state_btw[asked_bt]).float(), dim=-1)
+        logits_au: Tensor = code_ac @ F.normalize(self.codewords, dim=-1).T / TEMPERATURE
+        return logits_au
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Pretraining of a teacher: HuBERT's masked prediction of hidden units (Hsu et al., arXiv 2106.07447), of any size on any corpus.
 
-The first iteration predicts k-means units of MFCCs, each later one units of a hidden state of the network so far. Unlike
-HuBERT's, a later iteration goes on with the weights that it has: a few CPU-hours cannot pay for a second random start. Part of
-the clips can have another talker mixed in, whose units are not asked for (WavLM, arXiv 2110.13900).
+The first iteration predicts k-means units of MFCCs, or of a hidden state of another teacher, each later one units of a hidden
+state of the network so far. Unlike HuBERT's, a later iteration goes on with the weights that it has: a few CPU-hours cannot pay
+for a second random start. Part of the clips can have another talker mixed in, whose units are not asked for (WavLM, arXiv
+2110.13900).
 """
 
 import json
@@ -22,7 +23,7 @@ from trainers.learning.batches import Augmentation
 from trainers.learning.distill import update
 from trainers.learning.precision import autocast
 from trainers.learning.resume import read_position, read_state, write_state
-from trainers.networks.encoder import SpeechEncoder
+from trainers.networks.encoder import Positions, SpeechEncoder
 from trainers.pretraining.masked import Labelled, MaskedPredictor, draw_masks, overlap
 from trainers.pretraining.units import Features, assign_units, fit_units, hidden_state, mfcc, utterances
 from trainers.speech.corpora import Corpus
@@ -41,6 +42,7 @@ class PretrainRecipe:
 
     batch: windows an update. window: samples. rate: AdamW's at its height. mask_share: of frames at which a masked span of
     `mask_frames` begins (HuBERT's; with 0.1 and 5 a linear probe of the bundled teacher's layers read two points fewer keywords).
+    unmasked_weight: of the loss over frames that are not masked; HuBERT's is 0.
     mix_share: of windows that a second talker is mixed into (at 0.2 the probe told voices apart less well, where few hours of
     speech are at hand). noise_share: of windows that noise is mixed into. speeds: of the copies of every clip.
     """
@@ -53,6 +55,7 @@ class PretrainRecipe:
     rate: float = 1e-3
     mask_share: float = 0.08
     mask_frames: int = 10
+    unmasked_weight: float = 0.0
     mix_share: float = 0.0
     noise_share: float = 0.0
     speeds: tuple[float, ...] = (1.0, 0.9, 1.1)
@@ -66,8 +69,27 @@ class PretrainRecipe:
         for name in ("mask_share", "mix_share", "noise_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)} is not from 0 to 1")
+        if not 0 <= self.unmasked_weight <= 100:
+            raise ValueError(f"unmasked weight {self.unmasked_weight} is not from 0 to 100")
         if not all(0.5 <= speed <= 2 for speed in self.speeds):
             raise ValueError(f"speeds {self.speeds} are not from 0.5 to 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitSource:
+    """A teacher's hidden state, from 0, whose units the first iteration predicts. Raises ValueError where it has no such state."""
+
+    teacher: Teacher
+    layer: int
+
+    def __post_init__(self) -> None:
+        depth = self.teacher.architecture.depth
+        if not 0 <= self.layer <= depth:
+            raise ValueError(f"the teacher {self.teacher.name} has no layer {self.layer}; units may come from 0 to {depth}")
+
+    def __str__(self) -> str:
+        kind = "with transcripts" if self.teacher.is_supervised else "on speech alone"
+        return f"layer {self.layer} of the teacher {self.teacher.name}, digest {self.teacher.digest}, which was trained {kind}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +107,7 @@ class Pretraining:
 
     noise: what is mixed in; white noise coloured at random where it is None.
     start: a teacher whose weights the first iteration goes on with, of the same architecture and geometry; without it they are new.
+    units_from: whose units the first iteration predicts; those of MFCCs where it is None.
     """
 
     recipe: PretrainRecipe
@@ -95,6 +118,7 @@ class Pretraining:
     folder: Path
     device: torch.device
     start: Teacher | None = None
+    units_from: UnitSource | None = None
     watch: Watch = Watch()
 
 
@@ -131,6 +155,7 @@ def draw_weights(encoder: SpeechEncoder) -> None:
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    assert isinstance(encoder.positions, Positions), "a Whisper is not pretrained here"
     conv = encoder.positions.conv
     nn.init.normal_(conv.weight, std=2 / (conv.kernel_size[0] * conv.out_channels) ** 0.5)
 
@@ -141,11 +166,12 @@ def _check_plan(run: Pretraining) -> None:
         "corpus": run.corpus.digest,
         "noise": run.noise.digest if run.noise else None,
         "start": run.start.digest if run.start else None,
+        "source of units": [run.units_from.teacher.digest, run.units_from.layer] if run.units_from else None,
     }
     plan = json.loads(json.dumps({"recipe": asdict(run.recipe), **digests, **shapes}))
     path = run.folder / PLAN_FILE
     begun = json.loads(path.read_text()) if path.is_file() else plan
-    changed = [name for name in plan if plan[name] != begun.get(name)]
+    changed = [name for name in plan if plan[name] != begun.get(name)]  # what an older run does not name was None
     if changed:
         raise ValueError(f"{run.folder} holds a run of another {changed[0]}: continue it as it was begun, or remove the folder")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -187,8 +213,7 @@ def _iterate(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> None:
 def _labelled(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> tuple[Labelled, Labelled | None]:
     """The train and the validation utterances with their units, which are made once an iteration."""
     recipe = run.recipe
-    name = "MFCCs" if iteration == 0 else f"layer {recipe.layer}"
-    features: Features = mfcc if iteration == 0 else hidden_state(encoder, recipe.layer)
+    name, features = _unit_features(run, encoder, iteration)
     made = {split: run.folder / f"units-{iteration + 1}-{split}.npy" for split in ("train", "val")}
     clips = {"train": utterances(run.corpus, "train", recipe.speeds), "val": utterances(run.corpus, "val", (1.0,))}
     if not all(made[split].is_file() for split in made if len(clips[split])):
@@ -208,6 +233,16 @@ def _labelled(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> tuple
     )
     assert train is not None
     return train, validation
+
+
+def _unit_features(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> tuple[str, Features]:
+    """What the units of an iteration are clustered from, and its name."""
+    if iteration > 0:
+        return f"layer {run.recipe.layer}", hidden_state(encoder, run.recipe.layer)
+    if run.units_from:
+        teacher, layer = run.units_from.teacher, run.units_from.layer
+        return f"layer {layer} of {teacher.name}", hidden_state(teacher.encoder, layer)
+    return "MFCCs", mfcc
 
 
 def _batch(run: Pretraining, train: Labelled, iteration: int, step: int) -> Batch:
@@ -240,13 +275,17 @@ def _step(
 
 
 def _predict(run: Pretraining, model: MaskedPredictor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy over the masked frames that have a unit."""
+    """Cross-entropy and accuracy over the masked frames that have a unit; the loss of the others is added by its weight."""
     audio, units, masked = (part.to(run.device, non_blocking=True) for part in batch)
-    masked = masked & (units >= 0)
+    asked = (units >= 0) & (masked if not run.recipe.unmasked_weight else torch.ones_like(masked))
     with autocast(run.device):
-        logits = model(audio, masked)
-    wanted = units[masked]
-    return F.cross_entropy(logits.float(), wanted), (logits.argmax(-1) == wanted).float().mean()
+        logits = model(audio, masked, asked)
+    wanted, hidden = units[asked], masked[asked]
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    loss = losses[hidden].mean()
+    if run.recipe.unmasked_weight:
+        loss = loss + run.recipe.unmasked_weight * losses[~hidden].mean()
+    return loss, (logits.argmax(-1) == wanted)[hidden].float().mean()
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
-"""What a masked frame is to be told: k-means units of MFCCs, then of the network's own hidden states (HuBERT, arXiv 2106.07447)."""
+"""What a masked frame is to be told: k-means units of MFCCs or of a teacher's hidden states, then of the network's own (HuBERT,
+arXiv 2106.07447)."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +81,14 @@ def _mfcc_transform() -> torchaudio.transforms.MFCC:
 
 
 def hidden_state(encoder: SpeechEncoder, layer: int) -> Features:
-    """The features of a layer of the encoder in evaluation mode."""
+    """The features of a layer of an encoder in evaluation mode, each frame where HuBERT's is: Whisper's, which are centred 200
+    samples before, are those of the window from sample 200 on."""
+    skipped = RECEPTIVE_FIELD // 2 if encoder.geometry.family == "whisper" else 0
 
     def features(x_bn: Tensor) -> Tensor:
         with autocast(x_bn.device):
-            states: list[Tensor] = encoder(x_bn)
-        return states[layer].float()
+            state_btw = next(itertools.islice(encoder.to(x_bn.device).states(x_bn[:, skipped:]), layer, None))
+        return state_btw[:, : frame_count(x_bn.shape[1])].float()
 
     return features
 

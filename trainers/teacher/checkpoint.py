@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trainers.networks.encoder import sinusoids
+
 WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model*.safetensors"
 PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -45,6 +47,20 @@ RENAMES = (
     (r"^encoder\.layers\.(\d+)\.feed_forward\.output_dense\.", r"layers.\1.ffn_out."),
     (r"^encoder\.layers\.(\d+)\.final_layer_norm\.", r"layers.\1.ffn_norm."),
 )
+WHISPER = r"^(?:model\.)?(?:encoder\.)?"  # of a whole model, or saved alone; a decoder's names begin otherwise
+WHISPER_LAYER = WHISPER + r"layers\.(\d+)\."
+WHISPER_RENAMES = (
+    (WHISPER + r"conv1\.", "front.convs.0."),
+    (WHISPER + r"conv2\.", "front.convs.1."),
+    (WHISPER + r"embed_positions\.weight$", "positions.table"),
+    (WHISPER + r"layer_norm\.", "norm."),
+    (WHISPER_LAYER + r"self_attn\.(q|k|v|out)_proj\.", r"layers.\1.attention.\2."),
+    (WHISPER_LAYER + r"self_attn_layer_norm\.", r"layers.\1.attention_norm."),
+    (WHISPER_LAYER + r"fc1\.", r"layers.\1.ffn_in."),
+    (WHISPER_LAYER + r"fc2\.", r"layers.\1.ffn_out."),
+    (WHISPER_LAYER + r"final_layer_norm\.", r"layers.\1.ffn_norm."),
+)
+LARGEST_ROUNDING = 5e-3  # of Whisper's positions, fixed sines and cosines, as they are stored: bfloat16's
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,20 +109,31 @@ def read_weights(folder: Path, family: str) -> dict[str, Tensor]:
     for path in weight_files(folder):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                if ours := our_name(WRAPPERS.sub("", name).removeprefix(f"{family}.")):
+                if ours := our_name(WRAPPERS.sub("", name).removeprefix(f"{family}."), family):
                     precision = file.get_slice(name).get_dtype()
                     if precision not in PRECISIONS:
                         raise ValueError(f"{path}: {name} is {precision}; a teacher's weights are {', '.join(PRECISIONS.values())}")
                     weights[ours] = file.get_tensor(name).to(torch.float32, copy=True)  # else it stays mapped to the file
+    if not weights:
+        raise ValueError(f"{folder} has no weights of a {family} encoder")
+    if "positions.table" in weights:
+        _check_positions(folder, weights["positions.table"])
     try:
         return _folded(weights)
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{folder}: the positional weights do not fit together ({' '.join(str(error).split())})") from error
 
 
-def our_name(name: str) -> str | None:
-    """None for what the encoder has no use for (a mask's embedding, an adapter, a task's head)."""
-    for pattern, replacement in RENAMES:
+def _check_positions(folder: Path, table: Tensor) -> None:
+    """Raises ValueError where they are not the fixed ones, which are no weights."""
+    fixed = sinusoids(len(table), table.shape[-1] + table.shape[-1] % 2)[:, : table.shape[-1]] if table.ndim == 2 else table
+    if table.ndim != 2 or not torch.allclose(table, fixed, rtol=0, atol=LARGEST_ROUNDING):
+        raise ValueError(f"{folder}: the encoder's positions are not Whisper's fixed sines and cosines: it cannot be a teacher")
+
+
+def our_name(name: str, family: str = "hubert") -> str | None:
+    """None for what the encoder has no use for (a mask's embedding, an adapter, a task's head, a decoder)."""
+    for pattern, replacement in WHISPER_RENAMES if family == "whisper" else RENAMES:
         renamed, count = re.subn(pattern, replacement, name)
         if count:
             return renamed

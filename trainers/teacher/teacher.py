@@ -1,4 +1,4 @@
-"""The teacher: a HuBERT, wav2vec 2.0 or WavLM checkpoint in transformers format, turned into our own encoder."""
+"""The teacher: a HuBERT, wav2vec 2.0, WavLM or Whisper checkpoint in transformers format, turned into our own encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,18 @@ from trainers.networks.dimensions import FRAME_RATE, dimensions
 from trainers.networks.encoder import SpeechEncoder
 from trainers.teacher import checkpoint
 from trainers.teacher import folder as teacher_folder
-from trainers.teacher.folder import BUNDLED_FOLDER
 
-__all__ = ["BUNDLED_FOLDER", "Teacher", "describe_teacher", "dimensions", "load_teacher"]
+__all__ = ["Teacher", "describe_teacher", "dimensions", "load_teacher"]
 
 PUBLISHED_SIZES = {  # front width, layers, width, heads, feed-forward units
     (512, 12, 768, 12, 3072): "Base",
     (512, 24, 1024, 16, 4096): "Large",
     (512, 48, 1280, 16, 5120): "X-Large",
+    (384, 4, 384, 6, 1536): "Whisper tiny",
+    (512, 6, 512, 8, 2048): "Whisper base",
+    (768, 12, 768, 12, 3072): "Whisper small",
+    (1024, 24, 1024, 16, 4096): "Whisper medium",
+    (1280, 32, 1280, 20, 5120): "Whisper large",
 }
 
 
@@ -29,6 +33,11 @@ class Teacher:
     name: str
     digest: str
     encoder: SpeechEncoder
+
+    @property
+    def is_supervised(self) -> bool:
+        """Trained with transcripts, as Whisper is; the other families learn from speech alone."""
+        return self.encoder.geometry.family == "whisper"
 
     @property
     def architecture(self) -> Architecture:
@@ -47,7 +56,7 @@ class Teacher:
 
 
 def load_teacher(source: str) -> Teacher:
-    """`mini` (bundled), a folder in transformers format, or a hub id. Raises ValueError when it is none of these."""
+    """A bundled name, a folder in transformers format, or a hub id. Raises ValueError when it is none of these."""
     return _load(source)[0]
 
 
@@ -55,7 +64,7 @@ def _load(source: str) -> tuple[Teacher, Path, dict[str, str]]:
     """With the folder, and the hashes of its files."""
     folder = teacher_folder.find_folder(source)
     config = teacher_folder.read_config(folder)
-    heard, where = teacher_folder.read_preprocessing(folder), f"{folder}/{teacher_folder.CONFIG}"
+    heard, where = teacher_folder.read_preprocessing(folder, config), f"{folder}/{teacher_folder.CONFIG}"
     architecture, geometry = dimensions(config, heard.normalizes, sample_rate=heard.sample_rate, where=where)
     encoder = _encoder(folder, config["model_type"], architecture, geometry)
     hashes = teacher_folder.file_hashes(folder)
@@ -95,11 +104,12 @@ def describe_teacher(source: str) -> dict[str, Any]:
     for layer, state in enumerate(states):
         if not state.isfinite().all():
             raise ValueError(f"{folder}: hidden state {layer} of {len(states) - 1} is not finite on a second of noise")
-    a, g = teacher.architecture, teacher.encoder.geometry
+    a, g, config = teacher.architecture, teacher.encoder.geometry, teacher_folder.read_config(folder)
     stored, precisions = checkpoint.stored_weights(folder)
     return {
         "teacher": source,
-        "family": teacher_folder.read_config(folder)["model_type"],
+        "family": config["model_type"],
+        "supervised": teacher.is_supervised,
         "size": size_name(a),
         "params": stored,
         "encoder_params": sum(weight.numel() for weight in teacher.encoder.parameters()),
@@ -108,12 +118,15 @@ def describe_teacher(source: str) -> dict[str, Any]:
         "heads": a.heads[0],
         "ffn_dim": a.ffn_dims[0],
         "frames_per_second": FRAME_RATE,
+        "frame_center": "320 t" if g.family == "whisper" else "320 t + 200",
         "conv_dims": list(g.conv_dims),
         "conv_norm": g.front_norm,
         "conv_bias": g.conv_bias,
         "norm_order": g.norm_order,
         "normalize_input": g.normalize_input,
-        "normalize_input_assumed": teacher_folder.read_preprocessing(folder).assumed,
+        "normalize_input_assumed": teacher_folder.read_preprocessing(folder, config).assumed,
+        "position_table": g.position_table,
+        "mel_bins": g.mel_bins if g.family == "whisper" else None,
         "relative_buckets": g.relative_buckets,
         "relative_distance": g.relative_distance,
         "predicted_layers": list(teacher.predicted_layers),

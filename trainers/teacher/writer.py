@@ -48,7 +48,8 @@ def write_teacher(encoder: SpeechEncoder, config: dict[str, Any], folder: Path, 
 
 
 def teacher_shape(shape: str) -> tuple[dict[str, Any], bool]:
-    """HubertConfig's fields, and whether input is normalised, of `base`, `large`, `mini`, or a folder with a HuBERT's config.json.
+    """HubertConfig's fields, and whether input is normalised, of `base`, `large`, `mini-hubert`, or a folder with a HuBERT's
+    config.json.
 
     Raises ValueError for anything else.
     """
@@ -56,10 +57,10 @@ def teacher_shape(shape: str) -> tuple[dict[str, Any], bool]:
     norms = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     if shape in ("base", "large"):
         return {"model_type": "hubert", **(large | norms if shape == "large" else {})}, True
-    if shape != BUNDLED and not Path(shape).is_dir():
-        raise ValueError(f"shape {shape!r} is neither mini, base, large nor a folder with a config.json")
+    if shape not in BUNDLED and not Path(shape).is_dir():
+        raise ValueError(f"shape {shape!r} is neither mini-hubert, base, large nor a folder with a config.json")
     folder = find_folder(shape)
     config = read_config(folder)
     if config["model_type"] != "hubert":
         raise ValueError(f"{folder} is a {config['model_type']!r} model; only a HuBERT can be pretrained")
-    return config, read_preprocessing(folder).normalizes
+    return config, read_preprocessing(folder, config).normalizes

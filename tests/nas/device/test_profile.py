@@ -25,7 +25,7 @@ from search_spaces.catalog import CATALOG, find_space
 from search_spaces.cost import cost
 from trainers.teacher.teacher import load_teacher
 
-TEACHER, HOST = load_teacher("mini"), load_target("host")
+TEACHER, HOST = load_teacher("mini-hubert"), load_target("host")
 MAC_MS = 2e-8  # milliseconds of a multiply-accumulate on the known machine
 HEADS = "every state"
 BOARDS = [name for name in known_targets() if not load_target(name).is_here]

@@ -78,6 +78,23 @@ def test_what_is_extracted_computes_what_the_shared_student_does(
             torch.testing.assert_close(a, b)
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 10**6))
+def test_a_whisper_s_members_too(tiny_whisper: Teacher, seed: int) -> None:
+    """Each stride has a convolution and positions of its own, of which a member has the first channels."""
+    space = dataclasses.replace(SPACE, front_widths={"mel": (8, 16)})
+    elastic, audio = Elastic(space, tiny_whisper, RECIPE, WORDS).eval(), 0.1 * torch.randn(2, WINDOW)
+    student = elastic.extract(space.architecture(RandomChooser(random.Random(seed)))).eval()
+    student.norm.train()
+    frames = tiny_whisper.geometry.frames(WINDOW)
+    assert isinstance(student.architecture, Architecture)
+    with torch.no_grad():
+        ours = [*student.predict_teacher(audio, frames), *student(audio)]
+        theirs = [*elastic.predict_teacher(student.architecture, audio, frames), *elastic(student.architecture, audio)]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_architecture_is_an_argument_and_not_state(trained: tuple[Elastic, list[float]]) -> None:
     elastic, audio = trained[0].eval(), torch.randn(1, WINDOW)
     with torch.no_grad():

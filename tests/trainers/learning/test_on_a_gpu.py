@@ -46,7 +46,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Targets:
         skipped=(),
     )
     return prepare_targets(
-        load_teacher("mini"), corpus, folder, window=WINDOW, limit=24, seed=0, mode="cached", device=pick_device()
+        load_teacher("mini-hubert"), corpus, folder, window=WINDOW, limit=24, seed=0, mode="cached", device=pick_device()
     )
 
 
@@ -72,7 +72,7 @@ def distilled(targets: Targets, device: torch.device, **options: Any) -> list[fl
 
 
 def test_states_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, audio = load_teacher("mini"), 0.1 * torch.randn(4, WINDOW)
+    teacher, audio = load_teacher("mini-hubert"), 0.1 * torch.randn(4, WINDOW)
     here = [state.cpu() for state in teacher_states(teacher, audio.to(pick_device()))]
     monkeypatch.setenv("SRLNAS_PRECISION", "float32")
     for rounded, exact in zip(here, teacher_states(teacher, audio), strict=True):

@@ -22,7 +22,7 @@ def noise(*shape: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def mini() -> Teacher:
-    return load_teacher("mini")
+    return load_teacher("mini-hubert")
 
 
 def shaped(teacher: Teacher, **changes: Any) -> Architecture:
@@ -58,6 +58,30 @@ def test_a_whole_student_is_its_teacher(tiny_teacher: Teacher, front_norm: Any, 
     with torch.no_grad():
         for state, expected in zip(student(audio), teacher.encoder(audio), strict=True):
             assert torch.equal(state, expected)
+
+
+def test_a_whole_student_of_a_whisper_is_its_teacher(tiny_whisper: Teacher) -> None:
+    student, audio = heir(tiny_whisper), 0.1 * noise(2, 16_080)
+    with torch.no_grad():
+        for state, expected in zip(student(audio), tiny_whisper.encoder(audio), strict=True):
+            assert torch.equal(state, expected)
+
+
+def test_a_narrower_student_of_a_whisper_hears_what_its_teacher_hears(tiny_whisper: Teacher) -> None:
+    """Channels keep their columns of the positions; at half the frames a step is the mean of two. What the convolutions write comes
+    near to the teacher's channels, where chance does not."""
+    student, audio = heir(tiny_whisper, width=32, front_width=32), 0.1 * noise(4, 16_080)
+    channels = positions_of(student.norm.bias, tiny_whisper.encoder.norm.bias)
+    assert torch.equal(student.positions.table, tiny_whisper.encoder.positions.table[:, channels])  # type: ignore[union-attr]
+    halved = heir(tiny_whisper, frame_stride=2)
+    whole = tiny_whisper.encoder.positions.table  # type: ignore[union-attr]
+    assert torch.allclose(halved.positions.table, whole.unflatten(0, (-1, 2)).mean(1), atol=1e-6)  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        wanted = tiny_whisper.encoder(audio)[0]
+        inherited, pairs = student(audio)[0], halved(audio)[0]
+        drawn = SpeechEncoder(student.architecture, student.geometry)(audio)[0]
+    assert (inherited - wanted[..., channels]).abs().mean() < 0.5 * (drawn - wanted[..., channels]).abs().mean()
+    assert (pairs - wanted.unflatten(1, (-1, 2)).mean(2)).abs().mean() < 0.1 * wanted.abs().mean()
 
 
 def test_the_first_layers_of_a_student_that_keeps_them_are_the_teachers(mini: Teacher) -> None:

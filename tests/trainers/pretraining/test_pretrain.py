@@ -76,9 +76,12 @@ def test_a_masked_frame_s_sound_is_hidden(tiny_teacher: Teacher) -> None:
     model = MaskedPredictor(SpeechEncoder(tiny_teacher.architecture, tiny_teacher.geometry), 5).eval()
     one, other = torch.randn(2, 1, 16_080)
     everything = torch.ones(1, 50, dtype=torch.bool)
-    assert torch.equal(model(one, everything), model(other, everything))
+    asked = everything.clone()
+    assert torch.equal(model(one, everything, asked), model(other, everything, asked))
     everything[0, 20] = False
-    assert not torch.allclose(model(one, everything), model(other, everything), atol=1e-4)
+    assert not torch.allclose(model(one, everything, asked), model(other, everything, asked), atol=1e-4)
+    asked[0, 20] = False
+    torch.testing.assert_close(model(one, everything, asked), model(one, everything, ~everything | asked)[torch.arange(50) != 20])
 
 
 def prepared(
@@ -157,6 +160,35 @@ def test_a_run_of_another_recipe_is_not_continued(tiny_corpus: Corpus, tiny_teac
         pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, recipe=replace(RECIPE, rate=1e-4)))
 
 
+def test_units_of_another_teacher_are_those_of_its_states(
+    tiny_corpus: Corpus, tiny_teacher: Teacher, tiny_whisper: Teacher, tmp_path: Path
+) -> None:
+    """The run is another one with other units. Frames that are not masked weigh where the recipe says so."""
+    run = replace(prepared(tiny_corpus, tiny_teacher, tmp_path), units_from=UnitSource(teacher=tiny_whisper, layer=2))
+    with pytest.raises(Interrupted):
+        pretrain(replace(run, watch=stop_at(1)))
+    clips = utterances(tiny_corpus, "train", RECIPE.speeds)
+    features = hidden_state(tiny_whisper.encoder, 2)
+    fitted = fit_units(clips, features, RECIPE.units[0], window=RECIPE.window, seed=RECIPE.seed, device=run.device)
+    assign_units(clips, features, fitted, tmp_path / "again.npy", window=RECIPE.window, device=run.device)
+    assert np.array_equal(np.load(tmp_path / "again.npy"), np.load(tmp_path / "units-1-train.npy"))
+    with pytest.raises(ValueError, match="another source of units"):
+        pretrain(replace(run, units_from=UnitSource(teacher=tiny_whisper, layer=1)))
+    with pytest.raises(ValueError, match="has no layer 4; units may come from 0 to 3"):
+        UnitSource(teacher=tiny_whisper, layer=4)
+
+
+def test_frames_that_are_not_masked_weigh_as_the_recipe_says(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        found = list[float]()
+        recipe = PretrainRecipe(steps=(1,), units=(8,), layer=2, batch=4, unmasked_weight=weight, speeds=(1.0,))
+        watch = Watch(values=lambda step, values, found=found: found.append(values["loss"]))  # type: ignore[misc]
+        pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path / str(weight), recipe, watch))
+        losses.append(found[0])
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-2) and losses[1] > losses[0]
+
+
 def test_a_torn_checkpoint_is_named(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged"):
@@ -206,5 +238,5 @@ def test_a_written_teacher_is_read_back(tiny_teacher: Teacher, teacher_folder: P
 
 def test_shapes_are_known_by_name(tmp_path: Path) -> None:
     assert teacher_shape("large")[0]["num_hidden_layers"] == 24
-    with pytest.raises(ValueError, match="neither mini, base, large nor a folder"):
+    with pytest.raises(ValueError, match="neither mini-hubert, base, large nor a folder"):
         teacher_shape("huge")

@@ -54,6 +54,19 @@ def test_mfccs_have_the_encoder_s_frames() -> None:
     assert changed.argmax() == 25
 
 
+def test_a_whisper_s_frames_are_brought_to_the_encoder_s(tiny_whisper: Teacher) -> None:
+    """They are centred on sample 320 t + 200: what is heard there changes frame t most."""
+    features = hidden_state(tiny_whisper.encoder, 0)
+    for samples in (720, 5_000, WINDOW):
+        assert features(torch.randn(2, samples)).shape == (2, frame_count(samples), 48)
+    audio = torch.zeros(1, WINDOW)
+    audio[0, 0] = 1.0
+    clicked = audio.clone()
+    clicked[0, 320 * 10 + 200] = 0.01
+    changed = (features(clicked) - features(audio)).abs().sum(-1)[0]
+    assert changed.argmax() == 10
+
+
 def test_windows_cover_every_frame_once(tiny_corpus: Corpus) -> None:
     clips = utterances(tiny_corpus, "train", (1.0, 0.9))
     seen = np.zeros(clips.firsts[-1], int)

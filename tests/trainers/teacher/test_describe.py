@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from nas.cli.main import main
-from trainers.teacher.folder import absolute_source
-from trainers.teacher.teacher import BUNDLED_FOLDER, Teacher, describe_teacher, load_teacher, size_name
+from trainers.teacher.folder import BUNDLED, absolute_source
+from trainers.teacher.teacher import Teacher, describe_teacher, load_teacher, size_name
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -46,10 +46,31 @@ def test_the_bundled_teacher(srlnas: Any) -> None:
     code, text, errors = srlnas()
     assert (code, errors) == (0, "")
     for words in (
-        "mini: hubert, size custom, digest ",
+        "mini: whisper, size custom, digest ",
+        "licence mit",
+        "trained: with transcripts: supervised, not self-supervised",
+        "11,134,976 on disk in float16; 10,366,976 in the encoder",
+        "3 layers of width 512, 8 heads, 2048 feed-forward units",
+        "512-512 channels, no norm, with bias, 50 frames a second, frame t centred on sample 320 t\n",
+        "layer norm: before attention",
+        "positions: a fixed table of 1500 frames",
+        "input: as it is\n",
+        "students learn: layers 1, 2, 3",
+        "finite",
+    ):
+        assert words in text
+    assert sum(path.stat().st_size for folder in BUNDLED.values() for path in folder.iterdir()) <= 40e6
+
+
+def test_the_bundled_hubert(srlnas: Any) -> None:
+    code, text, errors = srlnas("mini-hubert")
+    assert (code, errors) == (0, "")
+    for words in (
+        "mini-hubert: hubert, size custom, digest ",
         "4,444,192 on disk in float16; 4,443,872 in the encoder",
         "6 layers of width 256, 4 heads, 768 feed-forward units",
-        "32-64-128-128-128-128-128 channels, layer norm, with bias, 50 frames a second",
+        "32-64-128-128-128-128-128 channels, layer norm, with bias, 50 frames a second, frame t centred on sample 320 t + 200\n",
+        "trained: on speech alone: self-supervised",
         "layer norm: after attention",
         "input: zero mean, unit variance\n",
         "position bias: none",
@@ -185,11 +206,11 @@ def test_states_that_are_not_finite_are_refused(
 
 def test_a_bad_folder_is_one_line(tmp_path: Path, srlnas: Any) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
-    shutil.copy(BUNDLED_FOLDER / "config.json", tmp_path)
+    shutil.copy(BUNDLED["mini-hubert"] / "config.json", tmp_path)
     for source, reason in (
         (tmp_path, "only a pickle (pytorch_model.bin)"),
-        (tmp_path / "none", "neither `mini`, nor an existing folder"),
-        ("", "neither `mini`, nor an existing folder"),
+        (tmp_path / "none", "neither `mini` nor `mini-hubert`, nor an existing folder"),
+        ("", "neither `mini` nor `mini-hubert`, nor an existing folder"),
         ("nobody/nothing", "could not be fetched"),
     ):
         code, text, errors = srlnas(str(source), "--json")
