@@ -40,7 +40,7 @@ TINY_WHISPER: dict[str, Any] = {
     "encoder_attention_heads": 4,
     "encoder_ffn_dim": 64,
     "num_mel_bins": 80,
-    "max_source_positions": 64,
+    "max_source_positions": 66,
     "decoder_layers": 1,
     "decoder_attention_heads": 2,
     "decoder_ffn_dim": 32,
@@ -128,7 +128,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Whisper of three layers with its decoder, positions for 1.28 s. Every weight is random, biases and norms included."""
+    """A Whisper of three layers with its decoder, positions for 1.32 s. Every weight is random, biases and norms included."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(**TINY_WHISPER)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainers.networks.encoder import Layer, SpeechEncoder
 from trainers.pretraining.masked import Labelled, MaskedPredictor, draw_masks, overlap
-from trainers.pretraining.pretrain import Pretraining, PretrainRecipe, Watch, draw_weights, pretrain
-from trainers.pretraining.units import utterances
+from trainers.pretraining.pretrain import Pretraining, PretrainRecipe, UnitSource, Watch, draw_weights, pretrain
+from trainers.pretraining.units import assign_units, fit_units, hidden_state, utterances
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher, load_teacher
 from trainers.teacher.writer import teacher_shape, write_teacher
@@ -163,7 +163,7 @@ def test_a_run_of_another_recipe_is_not_continued(tiny_corpus: Corpus, tiny_teac
 def test_units_of_another_teacher_are_those_of_its_states(
     tiny_corpus: Corpus, tiny_teacher: Teacher, tiny_whisper: Teacher, tmp_path: Path
 ) -> None:
-    """The run is another one with other units. Frames that are not masked weigh where the recipe says so."""
+    """With those of another layer the run is another one."""
     run = replace(prepared(tiny_corpus, tiny_teacher, tmp_path), units_from=UnitSource(teacher=tiny_whisper, layer=2))
     with pytest.raises(Interrupted):
         pretrain(replace(run, watch=stop_at(1)))

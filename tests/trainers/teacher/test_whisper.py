@@ -33,8 +33,9 @@ def features(audio_bn: Tensor, bins: int = 80) -> Tensor:
 
 
 def assert_same_states(folder: Path, audio_bn: Tensor, prefix: str) -> None:
-    """Ours equal transformers' on the window, for which its positions must be cut: to 1e-5 of the state's largest number. Its log-mel
-    is checked apart: where it is quiet its own rounding, 2e-5 there, is all that differs, and the real one's layers enlarge it."""
+    """Ours equal transformers' on the window, for which its positions must be cut: to 1e-5 of the state's largest number; from
+    layer 4 on, where the real one has numbers of 350 beside those of 1, to 5e-5. Its log-mel is checked apart: where it is quiet, its
+    rounding is 2e-5, and the layers enlarge it."""
     config, teacher = WhisperConfig.from_pretrained(folder), load_teacher(str(folder))
     assert isinstance(teacher.encoder.front, WhisperFront)
     theirs_bft = teacher.encoder.front.mel(audio_bn).transpose(1, 2)
@@ -49,8 +50,9 @@ def assert_same_states(folder: Path, audio_bn: Tensor, prefix: str) -> None:
         expected = model(theirs_bft, output_hidden_states=True)
         states = teacher.encoder(audio_bn)
     wanted = [*expected.hidden_states[: len(states) - 1], expected.last_hidden_state]
-    for state, theirs in zip(states, wanted, strict=True):
-        torch.testing.assert_close(state, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-5)
+    for number, (state, theirs) in enumerate(zip(states, wanted, strict=True)):
+        share = 1e-5 if number < 4 else 5e-5
+        torch.testing.assert_close(state, theirs, atol=share * float(theirs.abs().max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [WINDOW, 9_600, 16_000])
@@ -84,11 +86,8 @@ def test_half_precision_in_shards(whisper_folder: Path, tmp_path: Path) -> None:
 def test_the_real_one_on_speech() -> None:
     rng = np.random.default_rng(0)
     envelope = np.repeat(rng.uniform(0, 0.3, (2, 10)), WINDOW // 10, axis=1)
-    assert_same_states(
-        SHARED / "whisper_base_encoder",
-        torch.from_numpy((envelope * rng.standard_normal((2, WINDOW))).astype(np.float32)),
-        "model.encoder.",
-    )
+    audio = torch.from_numpy((envelope * rng.standard_normal((2, WINDOW))).astype(np.float32))
+    assert_same_states(SHARED / "whisper_base_encoder", audio, "model.encoder.")
 
 
 def test_frame_t_is_centred_on_sample_320_t(tiny_whisper: Teacher) -> None:
@@ -107,15 +106,15 @@ def test_frame_t_is_centred_on_sample_320_t(tiny_whisper: Teacher) -> None:
     assert torch.equal(changed.nonzero().flatten(), torch.arange(19, 22))
 
 
-@pytest.mark.parametrize("samples", [400, 16_000, WINDOW, 16_159, 16_160, 20_480])
+@pytest.mark.parametrize("samples", [400, 16_000, WINDOW, 16_159, 16_160, 21_120])
 def test_frames_are_counted_as_they_come(samples: int, tiny_whisper: Teacher) -> None:
     with torch.no_grad():
         assert tiny_whisper.encoder(torch.randn(1, samples))[0].shape[1] == tiny_whisper.geometry.frames(samples)
 
 
 def test_a_window_longer_than_the_positions_is_refused(tiny_whisper: Teacher) -> None:
-    with pytest.raises(ValueError, match="a window of 20640 samples is longer than the teacher's positions, which end at 20480"):
-        tiny_whisper.encoder(torch.randn(1, 20_640))
+    with pytest.raises(ValueError, match="a window of 21280 samples is longer than the teacher's positions, which end at 21120"):
+        tiny_whisper.encoder(torch.randn(1, 21_280))
 
 
 def test_it_is_supervised_and_its_positions_are_no_params(tiny_whisper: Teacher, tiny_teacher: Teacher) -> None:
@@ -138,7 +137,7 @@ def test_a_student_is_saved_and_exported_as_it_is(tiny_whisper: Teacher, tmp_pat
     export_onnx(read, tmp_path / "model.onnx", WINDOW)
     assert parity(read, tmp_path / "model.onnx", audio.numpy()).ok
     shapes = {tuple(weight.dims) for weight in onnx.load(tmp_path / "model.onnx").graph.initializer}
-    assert (50, 48) in shapes and (64, 48) not in shapes
+    assert (50, 48) in shapes and (66, 48) not in shapes
 
 
 def config_with(**changes: Any) -> Change:
@@ -174,7 +173,7 @@ def decoder_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def learned_positions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**weights, "model.encoder.embed_positions.weight": sinusoids(64, 48) + 0.1}
+    return {**weights, "model.encoder.embed_positions.weight": sinusoids(66, 48) + 0.1}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def learned_positions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         (weights_with(decoder_alone), "has no weights of a whisper encoder"),
         (weights_with(learned_positions), "positions are not Whisper's fixed sines and cosines"),
         (config_with(num_mel_bins=128), r"front.convs.0.weight: the files have \(48, 80, 3\), the model \(48, 128, 3\)"),
-        (config_with(max_source_positions=63), r"positions.table: the files have \(64, 48\), the model \(63, 48\)"),
+        (config_with(max_source_positions=65), r"positions.table: the files have \(66, 48\), the model \(65, 48\)"),
         (preprocessor_with(feature_size=128), "feature_size is 128; a Whisper encoder of 80 mel bins hears log-mels with 80"),
         (preprocessor_with(hop_length=200), "hop_length is 200"),
         (preprocessor_with(sampling_rate=8_000), "sampling_rate is 8000"),
