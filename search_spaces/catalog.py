@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from itertools import combinations
+from math import comb
 
 from search_spaces.architecture import Architecture, FrontEnd, Geometry
 from search_spaces.space import SearchSpace
 
+MOST_WHOLE = 3  # sets of kept layers of a depth, where all are offered
 SpaceMaker = Callable[[Architecture, Geometry], SearchSpace]
 
 
@@ -124,9 +127,12 @@ def _at_most(limit: int, values: Iterable[int], step: int = 1) -> tuple[int, ...
 
 
 def _kept_layers(layers: int, depths: Iterable[int]) -> tuple[tuple[int, ...], ...]:
-    """For each depth up to `layers`: the first ones, some spread evenly from the first to the last, the last of equal runs."""
+    """For each depth up to `layers`: the first ones, some spread evenly from the first to the last, the last of equal runs; all sets
+    where there are no more than three."""
     kept: set[tuple[int, ...]] = set()
     for depth in {min(depth, layers) for depth in depths}:
+        if comb(layers, depth) <= MOST_WHOLE:
+            kept.update(combinations(range(1, layers + 1), depth))
         kept.add(tuple(range(1, depth + 1)))
         kept.add(tuple(1 + i * (layers - 1) // max(1, depth - 1) for i in range(depth)))
         kept.add(tuple((i + 1) * layers // depth for i in range(depth)))

@@ -258,6 +258,11 @@ def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
     assert " ".join(names) == "1 12 1-2 1-12 6-12 1-2-3 1-6-12 4-8-12 1-2-3-4 1-4-8-12 3-6-9-12"
 
 
+def test_of_three_layers_every_set_is_offered() -> None:
+    kept = find_space("edge", *TEACHERS["whisper"]).kept_layers
+    assert " ".join("-".join(map(str, layers)) for layers in kept) == "1 2 3 1-2 1-3 2-3 1-2-3"
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="no space `tiny`; the known ones are default, edge, edge-96, paper"):
         find_space("tiny", MINI, MINI_GEOMETRY)

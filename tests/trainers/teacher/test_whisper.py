@@ -34,8 +34,8 @@ def features(audio_bn: Tensor, bins: int = 80) -> Tensor:
 
 def assert_same_states(folder: Path, audio_bn: Tensor, prefix: str) -> None:
     """Ours equal transformers' on the window, for which its positions must be cut: to 1e-5 of the state's largest number; from
-    layer 4 on, where the real one has numbers of 350 beside those of 1, to 5e-5. Its log-mel is checked apart: where it is quiet, its
-    rounding is 2e-5, and the layers enlarge it."""
+    layer 4 on, where the real one has numbers of 350 beside those of 1, to 5e-5. Its log-mel is checked apart: where it is
+    quiet, its rounding is 2e-5, and the layers enlarge it."""
     config, teacher = WhisperConfig.from_pretrained(folder), load_teacher(str(folder))
     assert isinstance(teacher.encoder.front, WhisperFront)
     theirs_bft = teacher.encoder.front.mel(audio_bn).transpose(1, 2)
