@@ -105,7 +105,7 @@ def outcome_of(bench: Bench, setting: Setting, seed: int) -> tuple[Outcome, floa
         np.savez(part, seconds=time.process_time() - started, asked=json.dumps(asked), **dataclasses.asdict(outcome))
         part.replace(path)
     with np.load(path, allow_pickle=False) as arrays:
-        fields = {name: arrays[name] for name in (field.name for field in dataclasses.fields(Outcome))}
+        fields = {field.name: arrays[field.name] for field in dataclasses.fields(Outcome) if field.name in arrays}
         return Outcome(**fields), float(arrays["seconds"])
 
 
