@@ -21,7 +21,7 @@ from trainers.learning.errors import equal_error_rate
 from trainers.learning.metrics import rates, resampled
 from trainers.probing.linear import DECAYS, SHRINKAGES, SMALLEST_DEVIATION, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
-from trainers.probing.probe import Probed, chosen, probe_subject, probe_teachers
+from trainers.probing.probe import Probed, _keyword_numbers, _of_clips, _rates_content, chosen, probe_subject, probe_teachers
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import make_trials
 from trainers.teacher.teacher import Teacher
@@ -296,6 +296,26 @@ def test_the_content_holds_every_layer_and_seed(content: dict[str, Any]) -> None
     assert content["subjects"][0]["layers"] == content["subjects"][3]["layers"]
     assert content["synthetic"] is True
     assert content["seeds"] == [0, 1]
+
+
+def test_corpora_are_probed_one_by_one_and_validation_chooses_by_their_mean(bench: Bench) -> None:
+    """Corpus a has one speaker of each split that is scored, and so no trials there."""
+    corpus = bench.corpus
+    numbers = np.array([int(str(speaker)[-1] in "01") for speaker in corpus.speakers])
+    two = bench_of(dataclasses.replace(corpus, corpora=numbers, names=("a.parquet", "b.parquet")), seeds=(0,))
+    with pytest.raises(ValueError, match="allows no trials"):
+        bench_of(dataclasses.replace(corpus, corpora=np.arange(len(corpus)), names=tuple(map(str, range(len(corpus))))))
+    found = probed(two)
+    val = corpus.rows("val", with_keyword=True)
+    heard, wanted = _of_clips(fabricated(two)[0], two, val), _keyword_numbers(two, val)
+    right = found.keywords[0].fits[0](heard).argmax(1) == wanted
+    own = [100 - 100 * right[numbers[val] == number].mean() for number in (0, 1)]
+    assert found.keywords[0].error == pytest.approx(np.mean(own))
+    assert found.outcomes[0].corpora.tolist() == ["a", "b"]
+    content = _rates_content(resampled(found.outcomes))
+    assert {name: set(own) for name, own in content["by_corpus"].items()} == {"a": {"accuracy"}, "b": {"accuracy", "eer"}}
+    words = [rate["accuracy"]["value"] for rate in content["by_corpus"].values()]
+    assert content["keyword_accuracy"]["value"] == pytest.approx(np.mean(words))
 
 
 def run(*arguments: str) -> Any:
