@@ -10,7 +10,8 @@ from nas.study.budget import in_words
 from nas.study.folder import Study
 from nas.tracking.mirror import Tracking
 from nas.worker.evaluate import read_outcome
-from trainers.learning.metrics import Outcome, Rate, Resampled, contents, detection_costs, resampled
+from trainers.learning.metrics import Rate, Resampled, contents, detection_costs, resampled
+from trainers.learning.outcome import Outcome
 
 Record = Mapping[str, Any]  # a line of rows.jsonl
 Key = tuple[str, str]  # model and variant: a row of the table

@@ -21,7 +21,8 @@ from search_spaces.architecture import Architecture, Baseline, Network, network_
 from trainers.learning.distill import distill, distiller
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import Outcome, resampled
+from trainers.learning.metrics import resampled
+from trainers.learning.outcome import Outcome
 from trainers.learning.precision import pick_device
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state, write_state

@@ -21,7 +21,8 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
 from trainers.learning.distill import distill
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import Outcome, Rate, changes, rates
+from trainers.learning.metrics import Rate, changes, rates
+from trainers.learning.outcome import Outcome
 from trainers.learning.recipe import Recipe
 from trainers.learning.scoring import score
 from trainers.learning.targets import Targets, prepare_targets

@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Pa
             _without_words(made / f"{name}.parquet")
         write_list(made / f"{name}.parquet", made / f"{name}_trials.parquet")
         asked += ["--data", f"{name}.parquet", "--trials", f"{name}_trials.parquet"]
-    run(made, *TINY, *asked, "--teacher", str(teacher_folder))
+    told = run(made, *TINY, *asked, "--teacher", str(teacher_folder))
+    assert "\n  voices: 182 clips, 11 keywords, 13 speakers, 40 and 40 trials (val, test)\n" in told
     return made
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import Outcome
+from trainers.learning.outcome import Outcome
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus, Rows
 from trainers.speech.trials import Trials

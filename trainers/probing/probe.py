@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.learning.errors import accuracy, equal_error_rate, macro
-from trainers.learning.metrics import Outcome, Resampled, contents, rate_of, resampled
+from trainers.learning.metrics import Resampled, contents, rate_of, resampled
+from trainers.learning.outcome import Outcome
 from trainers.learning.scoring import outcome_of
 from trainers.probing.linear import DECAYS, SHRINKAGES, Affine, Floats, Ints, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Progress, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainers.learning.errors import accuracy, equal_error_rate, smallest_detection_cost
-from trainers.learning.metrics import Outcome, bootstrap, changes, detection_costs, draw_speakers, parts, rates, resampled
+from trainers.learning.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled
+from trainers.learning.outcome import Outcome, parts
 
 Array = NDArray[Any]
 

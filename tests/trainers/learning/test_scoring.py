@@ -8,7 +8,8 @@ import torch
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import parts, rates, resampled
+from trainers.learning.metrics import rates, resampled
+from trainers.learning.outcome import parts
 from trainers.learning.scoring import hear, score
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
