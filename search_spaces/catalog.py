@@ -127,8 +127,8 @@ def _at_most(limit: int, values: Iterable[int], step: int = 1) -> tuple[int, ...
 
 
 def _kept_layers(layers: int, depths: Iterable[int]) -> tuple[tuple[int, ...], ...]:
-    """For each depth up to `layers`: the first ones, some spread evenly from the first to the last, the last of equal runs; all sets
-    where there are no more than three."""
+    """For each depth up to `layers`: the first ones, some spread evenly from the first to the last, the last of equal runs; all
+    sets where there are no more than three."""
     kept: set[tuple[int, ...]] = set()
     for depth in {min(depth, layers) for depth in depths}:
         if comb(layers, depth) <= MOST_WHOLE:

@@ -80,23 +80,24 @@ def librispeech(
 
 @data_app.command()
 def check(
-    corpus: Annotated[list[Path], typer.Argument(help="Parquet files, together one corpus.")],
-    trials: Annotated[Path | None, typer.Option(help="Trial list to check against it.")] = None,
+    corpus: Annotated[list[Path], typer.Argument(help="Parquet files, each a corpus; shards in one folder are one.")],
+    trials: Annotated[list[Path] | None, typer.Option(help="Trial list to check against it; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder for decoded audio.")] = Path("studies/.cache"),
 ) -> None:
-    """Decode a corpus and report clips, hours, keywords, speakers, splits and unreadable files."""
+    """Decode corpora and report clips, hours, keywords, speakers, splits and unreadable files."""
     from nas.cli.describe import check_lines
     from nas.study.progress import console, progress
     from trainers.speech.corpora import check_trainable, describe
     from trainers.speech.loading import load_corpus
-    from trainers.speech.trial_lists import load_trials
+    from trainers.speech.trial_lists import load_lists
 
     with progress(console(stderr=True), "decoding") as tick:
         loaded = load_corpus(corpus, cache, tick)
     content: dict[str, Any] = describe(loaded)
     if trials:
-        content["trials"] = {split: len(found) for split, found in load_trials(trials, loaded).items()}
+        found = load_lists(trials, loaded)
+        content["trials"] = {split: sum(len(t) for (of, _), t in found.items() if of == split) for split, _ in found}
     typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(check_lines(content)))
     check_trainable(loaded)
 

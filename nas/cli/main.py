@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.data import data_app
-from nas.cli.options import INTERRUPTED, RecipeFile, TrackingUri, read_recipe, study_inputs
+from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, read_recipe, study_inputs
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
 from nas.cli.teacher import teacher_app
@@ -39,7 +39,7 @@ def search(
     data: Annotated[
         list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
     ] = None,
-    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    trials: Annotated[list[str] | None, typer.Option(help=TRIALS_HELP)] = None,
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
     teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     space: Annotated[str, typer.Option(help="Search space; `srlnas spaces` lists them.")] = "default",
@@ -127,10 +127,11 @@ def search(
 
 
 def print_front(front: dict[str, Any]) -> None:
-    from nas.report.table import rich_table
+    from nas.report.table import rich_corpora, rich_table
     from nas.study.progress import console
 
-    console().print(rich_table(front))
+    for table in (rich_table(front), *rich_corpora(front)):
+        console().print(table)
     for note in front["notes"]:
         typer.echo(f"- {note}")
 

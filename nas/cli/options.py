@@ -16,6 +16,7 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(help="MLflow server or database; default: MLFLOW_TRACKING_URI, else srlnas.db (sqlite) in the working folder."),
 ]
+TRIALS_HELP = "Parquet trial list of one corpus, for the EER; may be repeated. Default: drawn within each corpus that has none."
 RecipeFile = Annotated[
     Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")
 ]
@@ -44,7 +45,7 @@ def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
 
 
 def study_inputs(
-    teacher: str, data: list[str] | None, trials: str | None, noise: str | None, target: str, cache: str
+    teacher: str, data: list[str] | None, trials: list[str] | None, noise: str | None, target: str, cache: str
 ) -> dict[str, Any]:
     """The inputs of a study as fields of its configuration, with paths that hold from any folder."""
     from trainers.teacher.folder import absolute_source
@@ -55,7 +56,7 @@ def study_inputs(
     return {
         "teacher": absolute_source(teacher),
         "data": tuple(absolute(path) for path in data or ()),
-        "trials": absolute(trials) if trials else None,
+        "trials": tuple(absolute(path) for path in trials or ()),
         "noise": absolute(noise) if noise else None,
         "target": absolute(target) if target.endswith(".toml") else target,
         "cache": absolute(cache),

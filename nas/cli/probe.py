@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas.cli.options import TRIALS_HELP
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,7 +22,7 @@ def probe(
     data: Annotated[
         list[Path] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
     ] = None,
-    trials: Annotated[Path | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    trials: Annotated[list[Path] | None, typer.Option(help=TRIALS_HELP)] = None,
     against: Annotated[list[str] | None, typer.Option(help="Another teacher to compare with; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(help="How many times each probe is trained.")] = 3,
     window: Annotated[int, typer.Option(help="Samples that the teacher hears at a time.")] = DEFAULT_WINDOW,
@@ -37,8 +39,7 @@ def probe(
     from trainers.probing.probe import probe_teachers
     from trainers.speech.corpora import check_trainable
     from trainers.speech.loading import load_corpus
-    from trainers.speech.trial_lists import load_trials
-    from trainers.speech.trials import make_trials
+    from trainers.speech.trial_lists import study_trials
     from trainers.teacher.teacher import load_teacher
 
     if not 1 <= seeds <= MOST_SEEDS:
@@ -54,9 +55,7 @@ def probe(
     with progress(screen, "decoding") as tick:
         corpus = load_corpus(data or [embedded_corpus(cache)], cache, tick)
     check_trainable(corpus)
-    found = load_trials(trials, corpus) if trials else {}
-    found |= {split: make_trials(corpus, split, seed=0) for split in ("val", "test") if split not in found}
-    bench = Bench(corpus=corpus, trials=found, window=window, seeds=tuple(range(seeds)))
+    bench = Bench(corpus=corpus, trials=study_trials(trials or (), corpus, seed=0), window=window, seeds=tuple(range(seeds)))
     content = probe_teachers(teachers, bench, cache, pick_device(), lambda title: progress(screen, title))
     content["seconds"] = round(time.monotonic() - started, 1)
     if out is not None:
@@ -88,11 +87,24 @@ def tables(content: Mapping[str, Any]) -> Iterator["Table"]:
         words, voices = (_interval(subject["test"][name]) for name in ("keyword_accuracy", "eer"))
         table.add_row(subject["name"], str(subject["keyword_layer"]), words, str(subject["speaker_layer"]), voices)
     yield table
+    if any("by_corpus" in subject["test"] for subject in content["subjects"]):
+        yield _by_corpus(content, said)
     table = _table(f"test{said}, paired differences with 95 % intervals", "", "keyword accuracy, points", "EER, points")
     for row in content["differences"]:
         words, voices = (_interval(row[name], sign="+") for name in ("keyword_accuracy", "eer"))
         table.add_row(f"{row['of']} minus {row['minus']}", words, voices)
     yield table
+
+
+def _by_corpus(content: Mapping[str, Any], said: str) -> "Table":
+    from nas.report.corpora import cells, corpora_of
+
+    figures = [subject["test"]["by_corpus"] for subject in content["subjects"]]
+    names = corpora_of(figures)
+    table = _table(f"test{said}, each corpus: keyword accuracy / EER, %", "", *names)
+    for subject, own in zip(content["subjects"], figures):
+        table.add_row(subject["name"], *cells(own, names))
+    return table
 
 
 def _table(title: str, *columns: str) -> "Table":

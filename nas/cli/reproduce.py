@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import INTERRUPTED, RecipeFile, TrackingUri, numbers, read_recipe, study_inputs
+from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, numbers, read_recipe, study_inputs
 
 if TYPE_CHECKING:
     from search_spaces.architecture import Architecture
@@ -17,7 +17,7 @@ def reproduce(
     data: Annotated[
         list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
     ] = None,
-    trials: Annotated[str | None, typer.Option(help="Parquet trial list for the EER; default: drawn from the corpus.")] = None,
+    trials: Annotated[list[str] | None, typer.Option(help=TRIALS_HELP)] = None,
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
     teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     student: Annotated[

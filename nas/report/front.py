@@ -13,7 +13,8 @@ from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import Study
 from nas.study.pareto import hypervolume, knee, non_dominated
 from nas.worker.evaluate import read_outcome
-from trainers.learning.metrics import changes
+from nas.worker.scores import by_corpus
+from trainers.learning.metrics import Resampled, contents, resampled
 
 FRONT_FILE = "front.json"
 REFERENCE_POINT = (100.0, 50.0)  # keyword error and EER of a student that knows nothing; latency's is the slowest reference's
@@ -35,7 +36,8 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         on_front = [final for final, on in zip(finalists, non_dominated(points)) if on]
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
         beside = [f for f in finals if f.role != "finalist" and f.candidate in (None, best.candidate)]
-        members, references = ([_member(study, final, facts, run_ids) for final in shown] for shown in (on_front, beside))
+        teacher = tested(study, "teacher")
+        members, references = ([_member(study, final, facts, run_ids, teacher) for final in shown] for shown in (on_front, beside))
     else:
         members, references = [_candidate_member(candidate, facts) for candidate in search_front(study.candidates())], []
     members.sort(key=lambda member: float(member["latency_ms"]))
@@ -75,9 +77,17 @@ def count_states(candidates: Sequence[Candidate]) -> dict[str, int]:
     return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
-def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None) -> Member:
+def tested(study: Study, name: str) -> Resampled | None:
+    """What a training at full length did on the test split, None where there is none."""
+    path = study.weights_folder(name) / "outcome_test.npz"
+    return resampled([read_outcome(path)]) if path.is_file() else None
+
+
+def _member(
+    study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None, teacher: Resampled | None
+) -> Member:
     member = {
-        **_figures(final.scores, facts, final.latency_kind),
+        **_figures(final.scores, facts, final.latency_kind, "test"),
         "name": final.name,
         "role": final.role,
         "candidate": final.candidate,
@@ -87,17 +97,17 @@ def _member(study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mappi
         "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps},
         "architecture": json.loads(final.architecture.to_json()),
     }
-    if final.role != "teacher" and (study.weights_folder("teacher") / "outcome_test.npz").is_file():
-        accuracy, eer = changes(
-            *([read_outcome(study.weights_folder(name) / "outcome_test.npz")] for name in (final.name, "teacher"))
-        )
-        member["change"] = {"accuracy": asdict(accuracy), "eer": asdict(eer)}
+    if final.role != "teacher" and teacher and (own := tested(study, final.name)):
+        change = own - teacher
+        member["change"] = dict(zip(("accuracy", "eer"), map(asdict, change.rates())))
+        for corpus, changed in contents(change.by_corpus()).items():
+            member["by_corpus"][corpus]["change"] = changed
     return member
 
 
 def _candidate_member(candidate: Candidate, facts: Mapping[str, Any]) -> Member:
     return {
-        **_figures(candidate.scores, facts, candidate.latency_kind),
+        **_figures(candidate.scores, facts, candidate.latency_kind, "val"),
         "name": f"candidate-{candidate.number}",
         "role": "candidate",
         "candidate": candidate.number,
@@ -106,12 +116,13 @@ def _candidate_member(candidate: Candidate, facts: Mapping[str, Any]) -> Member:
     }
 
 
-def _figures(scores: Mapping[str, float], facts: Mapping[str, Any], kind: str) -> Member:
-    params = int(scores["params"])
+def _figures(scores: Mapping[str, float], facts: Mapping[str, Any], kind: str, split: str) -> Member:
+    params, corpora = int(scores["params"]), by_corpus(scores, split)
     return {
         "params": params,
         "size_ratio": params / facts["teacher_params"] if facts.get("teacher_params") else None,
         "scores": dict(scores),
+        **({"by_corpus": corpora} if corpora else {}),
         "latency_ms": scores["latency_ms"],
         "latency_kind": kind,
     }

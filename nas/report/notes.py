@@ -9,6 +9,7 @@ from nas.stages.finals import PREDICTED, as_predicted
 from nas.study.pareto import dominates
 
 SMALL, CLOSE = 0.25, 3.0  # "small and close": at most a quarter of the teacher, within 3 points of both its scores
+UNEVEN, FAR = 5.0, 15.0  # points: a corpus where more is lost than on the others; one below a model's own mean (corpora differ)
 
 Front = Mapping[str, Any]
 Member = Mapping[str, Any]
@@ -17,7 +18,7 @@ Member = Mapping[str, Any]
 def notes(front: Front) -> list[str]:
     said = [note for find in (_synthetic, _supervised, _disturbances, _disturbed) for note in find(front)]
     if front["stage"] == "search":
-        return [*said, "The search has not ended: validation scores of candidates, no test scores, no references."]
+        return [*said, *_uneven(front), "The search has not ended: validation scores of candidates, no test scores, no references."]
     return said + [note for find in FINAL_NOTES for note in find(front)]
 
 
@@ -70,6 +71,34 @@ def _beaten_by_the_baseline(front: Front) -> Iterator[str]:
         yield f"{said}{', '.join(beaten)}."
 
 
+def _uneven(front: Front) -> Iterator[str]:
+    """Members whose mean over corpora hides one on which they are much worse."""
+    points, rule = FAR, "Worse on one corpus than in their own mean over corpora by at least"
+    if _reference(front, "teacher"):
+        points, rule = UNEVEN, "Lose more against the teacher on one corpus than on the others' mean, by at least"
+    found = [
+        f"{member['name']} ({'EER' if kind == 'eer' else kind} on {corpus}: {by:.1f})"
+        for member in front["members"]
+        for kind in ("accuracy", "eer")
+        for corpus, by in _lost_more(member, kind).items()
+        if by >= points
+    ]
+    if found:
+        yield f"{rule} {points:g} points ({front['split']}): {', '.join(found)}."
+
+
+def _lost_more(member: Member, kind: str) -> dict[str, float]:
+    """Points by which a member's loss on a corpus, where it loses, is beyond that on the others; or its error beyond its mean."""
+    own = {name: found for name, found in member.get("by_corpus", {}).items() if kind in found}
+    sign = -1 if kind == "accuracy" else 1
+    if not own or "change" not in member:
+        errors = {name: sign * found[kind]["value"] for name, found in own.items()}
+        return {name: error - float(np.mean(list(errors.values()))) for name, error in errors.items()}
+    lost = {name: sign * found["change"][kind]["value"] for name, found in own.items()}
+    rest = {name: [loss for other, loss in lost.items() if other != name] for name in lost}
+    return {name: loss - float(np.mean(rest[name])) for name, loss in lost.items() if loss > 0 and rest[name]}
+
+
 def _predictions(front: Front) -> Iterator[str]:
     if measured := [member for member in front["members"] if PREDICTED in member["scores"]]:
         outside = [member for member in measured if not as_predicted(member["scores"])]
@@ -103,6 +132,7 @@ FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _beside_the_papers_student,
     _small_and_close,
     _beaten_by_the_baseline,
+    _uneven,
     _predictions,
     _shared_start,
     _knee_from_scratch,

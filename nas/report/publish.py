@@ -82,7 +82,7 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
             model_id,
             aliases=member["aliases"],
             tags={
-                **member["scores"],
+                **{name: value for name, value in member["scores"].items() if "." not in name},  # each is a call; metrics have all
                 "target": context.target.name,
                 "latency_kind": member["latency_kind"],
                 "synthetic": front["synthetic"],

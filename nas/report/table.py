@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from nas.report.corpora import TITLE, ByCorpus, cells, corpora_of, markdown_table
 from nas.report.front import FRONT_FILE, Member
 from nas.report.plots import plot_front, plot_latency
 from nas.stages.finals import PREDICTED
@@ -33,7 +34,7 @@ def _row(member: Member, split: str) -> tuple[str, ...]:
     error, eer = f"{prefix}keyword_error", f"{prefix}eer"
     ratio = member["size_ratio"]
     return (
-        member["name"] if member["role"] in ("finalist", "candidate") else member["role"],
+        _title(member),
         ", ".join(member.get("aliases", [])),
         f"{member['params'] / 1e6:.2f} M",
         f"{100 * (ratio - 1):+.0f} %" if ratio and member["role"] != "teacher" else "",
@@ -45,6 +46,10 @@ def _row(member: Member, split: str) -> tuple[str, ...]:
         _three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
         f"{scores['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in scores else "",
     )
+
+
+def _title(member: Member) -> str:
+    return str(member["name"] if member["role"] in ("finalist", "candidate") else member["role"])
 
 
 def _interval(value: float, low: float, high: float) -> str:
@@ -62,6 +67,9 @@ def _change(change: Mapping[str, Any] | None, name: str) -> str:
 def caption(front: Mapping[str, Any]) -> str:
     target = front.get("target") or {}
     kinds = [kind for kind in KINDS if any(m["latency_kind"] == kind for m in [*front["members"], *front["references"]])]
+    corpora = corpora_of([own for _, own in _by_corpus(front)])
+    means = f" means over {len(corpora)} corpora," if corpora else ""
+    within = " within corpora" if corpora else ""
     where = (
         f"Latency and memory of the process: {', '.join(kinds)}, {target.get('name')}, {target.get('threads')} thread, "
         f"{target.get('precision')}, {target.get('window')} samples a window ({front.get('machine')}); predicted: "
@@ -69,8 +77,8 @@ def caption(front: Mapping[str, Any]) -> str:
     )
     spent = ", ".join(f"{what} {in_words(seconds)}" for what, seconds in front["ledger"].items())
     return (
-        f"Scores: {front['split']} split, 95 % intervals over speakers; changes against the teacher, paired. {where} "
-        f"Budget {front['budget']}, spent: {spent}."
+        f"Scores: {front['split']} split,{means} 95 % intervals over speakers{within}; changes against the teacher, paired. "
+        f"{where} Budget {front['budget']}, spent: {spent}."
     )
 
 
@@ -87,7 +95,26 @@ def rich_table(front: Mapping[str, Any]) -> Table:
 
 def markdown(front: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(front))]
+    lines += markdown_table(("name",), [((_title(member),), own) for member, own in _by_corpus(front)])
     return "\n".join([*lines, "", caption(front), "", *(f"- {note}" for note in front["notes"])]) + "\n"
+
+
+def _by_corpus(front: Mapping[str, Any]) -> list[tuple[Member, ByCorpus]]:
+    return [(member, member.get("by_corpus", {})) for member in [*front["members"], *front["references"]]]
+
+
+def rich_corpora(front: Mapping[str, Any]) -> list[Table]:
+    """A table of the scores on each corpus where there are several."""
+    shown = _by_corpus(front)
+    corpora = corpora_of([own for _, own in shown])
+    if not corpora:
+        return []
+    table = Table(title=f"by corpus, {front['split']} split: {TITLE}", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", *corpora):
+        table.add_column(escape(column), justify="left" if column == "name" else "right", overflow="fold")
+    for member, own in shown:
+        table.add_row(escape(_title(member)), *cells(own, corpora))
+    return [table]
 
 
 def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:

@@ -3,10 +3,11 @@
 import dataclasses
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -27,6 +28,7 @@ from search_spaces.catalog import CATALOG, find_space
 from search_spaces.space import Replay
 from trainers.learning.elastic import check_shared
 from trainers.learning.precision import pick_device
+from trainers.speech.corpora import summaries
 from trainers.teacher.teacher import load_teacher
 
 PREPARED_FILE = "prepared.json"
@@ -39,7 +41,7 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     check_rungs(config)
     if config.space not in CATALOG:
         raise ValueError(f"there is no space {config.space!r}; known are {', '.join(sorted(CATALOG))}")
-    for path in (*config.data, config.trials, config.noise):
+    for path in (*config.data, *config.trials, config.noise):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
     teacher = load_teacher(config.teacher)
@@ -84,6 +86,8 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
         f"states of {len(context.targets.rows):,} windows {stated}"
     )
+    for line in corpus_lines(context):
+        console.print(line)
     for remark in context.corpus.remarks:
         console.print(remark)
     if context.corpus.skipped:
@@ -91,6 +95,17 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
         console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")
     study.write_json(PREPARED_FILE, facts(context))
     return context
+
+
+def corpus_lines(context: Context) -> Iterator[str]:
+    """A line a corpus where there are several: what it has, and what its scores rest on."""
+    corpus = context.corpus
+    if len(corpus.names) < 2:
+        return
+    for number, (name, own) in enumerate(summaries(corpus).items()):
+        counts = (np.count_nonzero(corpus.corpus_numbers[context.trials[split].enrol] == number) for split in ("val", "test"))
+        trials = "{:,} and {:,} trials".format(*counts)
+        yield f"  {name}: {own['clips']:,} clips, {own['keywords']} keywords, {own['speakers']:,} speakers, {trials} (val, test)"
 
 
 def sized(context: Context, budget: Budget) -> Context:

@@ -45,7 +45,9 @@ def keep(context: Context, final: Final, report: dict[str, Any]) -> None:
 def _place(context: Context, final: Final) -> Path:
     config = context.study.config
     cache = Path(config.cache)
-    files = [content_hash(Path(path), cache) for path in (config.trials, config.noise) if path]
+    files = [content_hash(Path(path), cache) for path in (*config.trials, config.noise) if path]
+    if len(context.corpus.names) > 1:  # their names stand in the scores
+        files += context.corpus.short_names
     recipe = [asdict(config.recipe), own_tuning(final.architecture), final.distill_steps, final.finetune_steps]
     data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
     what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipe, data]

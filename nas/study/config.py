@@ -20,7 +20,8 @@ Sampler = Literal["tpe", "nsga2", "gp", "random"]
 class StudyConfig:
     """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: `mini`, a folder or a hub id.
 
-    data: Parquet corpora, together one; empty for the embedded default. trials, noise: Parquet, or none.
+    data: Parquet corpora, side by side; empty for the embedded default. trials: Parquet lists, each for one corpus. noise: Parquet,
+    or none.
     budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
     candidates: at most so many. distill_steps, finetune_steps: of a candidate on its last rung, rungs: lengths at which it may be
     stopped, each `reduction` times as long as the one before; planned from the budget when None.
@@ -37,7 +38,7 @@ class StudyConfig:
     space: str = "default"
     teacher: str = "mini"
     data: tuple[str, ...] = ()
-    trials: str | None = None
+    trials: tuple[str, ...] = ()
     noise: str | None = None
     target: str = "host"
     budget: str = "30cpu-minutes"
@@ -101,7 +102,9 @@ class StudyConfig:
         if unknown := set(fields) - known:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
         recipe = Recipe.from_dict(fields.get("recipe", {}))
-        return cls(**{**fields, "data": tuple(fields.get("data", ())), "recipe": recipe})
+        trials = fields.get("trials", ())
+        lists = {"data": tuple(fields.get("data", ())), "trials": (trials,) if isinstance(trials, str) else tuple(trials)}
+        return cls(**{**fields, **lists, "recipe": recipe})
 
 
 def _toml(fields: Mapping[str, Any]) -> list[str]:

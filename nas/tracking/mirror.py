@@ -188,7 +188,8 @@ def _table(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for member in members:
         row: dict[str, Any] = {}
         for name, value in member.items():
-            row.update(value if isinstance(value, Mapping) else {name: value})
+            if name != "by_corpus":  # the scores have it too
+                row.update(value if isinstance(value, Mapping) else {name: value})
         rows.append({name: text_of(value) if isinstance(value, list | tuple) else value for name, value in row.items()})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}

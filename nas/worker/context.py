@@ -26,8 +26,8 @@ from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus, check_trainable
 from trainers.speech.loading import load_corpus
 from trainers.speech.synthetic import speak_corpus
-from trainers.speech.trial_lists import load_trials
-from trainers.speech.trials import Trials, make_trials
+from trainers.speech.trial_lists import study_trials
+from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher, load_teacher
 
 
@@ -63,8 +63,7 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
     target, teacher = load_target(config.target), load_teacher(config.teacher)
     corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
     check_trainable(corpus)
-    trials = load_trials(Path(config.trials), corpus) if config.trials else {}
-    trials |= {split: make_trials(corpus, split, config.seed) for split in ("val", "test") if split not in trials}
+    trials = study_trials([Path(path) for path in config.trials], corpus, config.seed)
     noise = load_corpus([Path(config.noise)], cache) if config.noise else None
     targets = prepare_targets(
         teacher,

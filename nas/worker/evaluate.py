@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from nas.worker.context import Context, context_of, cost_scores, space_of
+from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
 from search_spaces.architecture import Architecture, Baseline, Network, network_from_dict
 from trainers.learning.distill import distill, distiller
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import Outcome, rates
+from trainers.learning.metrics import resampled
+from trainers.learning.outcome import Outcome
 from trainers.learning.precision import pick_device
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state, write_state
@@ -206,16 +208,14 @@ def sharing(context: Context, task: Task) -> Share:
 
 
 def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
-    """Keyword error and EER in percent with their intervals."""
-    accuracy, eer = rates(outcome)
-    return {
-        f"{prefix}keyword_error": 100 - accuracy.value,
-        f"{prefix}keyword_error_low": 100 - accuracy.high,
-        f"{prefix}keyword_error_high": 100 - accuracy.low,
-        f"{prefix}eer": eer.value,
-        f"{prefix}eer_low": eer.low,
-        f"{prefix}eer_high": eer.high,
-    }
+    """Keyword error and EER in percent with their intervals: means over corpora and, where there are several, those of each corpus
+    that has the figure, as `keyword_error.NAME`, `keyword_error_low.NAME`."""
+    found = resampled([outcome])
+    accuracy, eer = found.rates()
+    scores = flat_scores({"accuracy": accuracy, "eer": eer}, prefix)
+    for name, own in found.by_corpus().items():
+        scores |= flat_scores(own, prefix, name)
+    return scores
 
 
 def write_outcome(outcome: Outcome, path: Path) -> None:

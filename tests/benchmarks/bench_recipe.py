@@ -21,7 +21,8 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
 from trainers.learning.distill import distill
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import Outcome, Rate, changes, rates
+from trainers.learning.metrics import Rate, changes, rates
+from trainers.learning.outcome import Outcome
 from trainers.learning.recipe import Recipe
 from trainers.learning.scoring import score
 from trainers.learning.targets import Targets, prepare_targets
@@ -105,7 +106,7 @@ def outcome_of(bench: Bench, setting: Setting, seed: int) -> tuple[Outcome, floa
         np.savez(part, seconds=time.process_time() - started, asked=json.dumps(asked), **dataclasses.asdict(outcome))
         part.replace(path)
     with np.load(path, allow_pickle=False) as arrays:
-        fields = {name: arrays[name] for name in (field.name for field in dataclasses.fields(Outcome))}
+        fields = {field.name: arrays[field.name] for field in dataclasses.fields(Outcome) if field.name in arrays}
         return Outcome(**fields), float(arrays["seconds"])
 
 

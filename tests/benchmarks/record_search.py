@@ -227,7 +227,7 @@ def main() -> None:
         space=SPACE,
         teacher=asked.teacher,
         data=tuple(asked.data),
-        trials=asked.trials,
+        trials=(asked.trials,),
         noise=asked.noise,
         cache=asked.cache,
         recipe=Recipe(rate=WARM_RATE if asked.part == "warm" else RATE),

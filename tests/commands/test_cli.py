@@ -27,6 +27,7 @@ from nas.study.folder import create_study
 from nas.tracking.mirror import open_tracking
 from search_spaces.catalog import find_space
 from trainers.speech.parquet import write_corpus
+from trainers.speech.trial_lists import write_trials
 from trainers.teacher.folder import BUNDLED
 from trainers.teacher.teacher import load_teacher
 
@@ -335,6 +336,25 @@ def test_voxceleb1_is_imported_with_its_trials(tmp_path: Path) -> None:
     write_corpus(tmp_path / "other.parquet", rows())
     line = refused(tmp_path, "data", "check", "other.parquet", "--trials", "trials.parquet")
     assert f"names the clip '{clips[0]}', which is not in the corpus" in line
+
+
+def test_corpora_and_their_trial_lists_are_checked_side_by_side(tmp_path: Path) -> None:
+    for name in "ab":
+        write_corpus(tmp_path / f"{name}.parquet", [{**row, "id": f"{name}{row['id']}"} for row in rows()])
+        ids = [f"{name}{row['id']}" for row in rows() if row["split"] == "test"]
+        speakers = [row["speaker_id"] for row in rows() if row["split"] == "test"]
+        own, other = speakers.index(speakers[0], 1), next(i for i, who in enumerate(speakers) if who != speakers[0])
+        write_trials(tmp_path / f"{name}_trials", [("test", ids[0], ids[own], True), ("test", ids[0], ids[other], False)])
+    both = ("data", "check", "a.parquet", "b.parquet", "--trials")
+    checked = srlnas(tmp_path, *both, "a_trials", "--trials", "b_trials")
+    assert "trials: test 4" in checked.stdout and "corpora:\n  a: clips " in checked.stdout, checked.stderr
+    assert "a_trials and a_trials both give test trials of a.parquet" in refused(
+        tmp_path, *both, "a_trials", "--trials", "a_trials"
+    )
+    first = next(row["id"] for row in rows() if row["split"] == "test")
+    write_trials(tmp_path / "mixed", [("test", f"a{first}", f"b{first}", False)])
+    line = refused(tmp_path, *both, "mixed")
+    assert f"mixed mixes corpora: the trial of 'a{first}' and 'b{first}' pairs a clip of a.parquet with one of b.parquet" in line
 
 
 def test_librispeech_is_imported(tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nas.paper.reproduce import VARIANTS
 from nas.paper.table import build_table, markdown
 from nas.study.budget import read_lines
 from nas.study.folder import open_folder
+from trainers.speech.loading import load_corpus
 from trainers.speech.synthetic import speak_corpus
+from trainers.speech.trial_lists import write_trials
+from trainers.speech.trials import make_trials
 
 REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
 TINY = ("--name", "paper", "--steps", "2", "--seeds", "2", "--rates", "1e-3,5e-4", "--lengths", "1", "--batch", "4")
@@ -26,11 +31,34 @@ def run(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
-    """A working folder in which an experiment has ended."""
+    """A working folder in which an experiment of two corpora has ended; `voices` has no keywords to test."""
     made = tmp_path_factory.mktemp("work")
-    speak_corpus(made / "spoken.parquet", speakers=10, clips_per_keyword=1)
-    run(made, *TINY, "--data", "spoken.parquet", "--teacher", str(teacher_folder))
+    asked = []
+    for seed, name in enumerate(("spoken", "voices")):
+        speak_corpus(made / f"{name}.parquet", speakers=10 + 3 * seed, clips_per_keyword=1, seed=seed)
+        if name == "voices":
+            _without_words(made / f"{name}.parquet")
+        write_list(made / f"{name}.parquet", made / f"{name}_trials.parquet")
+        asked += ["--data", f"{name}.parquet", "--trials", f"{name}_trials.parquet"]
+    told = run(made, *TINY, *asked, "--teacher", str(teacher_folder))
+    assert "\n  voices: 182 clips, 11 keywords, 13 speakers, 40 and 40 trials (val, test)\n" in told
     return made
+
+
+def _without_words(path: Path) -> None:
+    """But for those of the train split."""
+    table = pq.read_table(path)
+    words = [word if split == "train" else None for split, word in zip(*(table[n].to_pylist() for n in ("split", "keyword")))]
+    place = table.schema.get_field_index("keyword")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(words, pa.string())), path)
+
+
+def write_list(path: Path, out: Path) -> None:
+    """Ten trials of each kind a speaker."""
+    corpus = load_corpus([path], path.parent / "decoded")
+    found = {split: make_trials(corpus, split, seed=0, per_speaker=10) for split in ("val", "test")}
+    ids = corpus.ids
+    write_trials(out, ((s, ids[a], ids[b], bool(c)) for s, t in found.items() for a, b, c in zip(t.enrol, t.test, t.same)))
 
 
 @pytest.fixture
@@ -60,6 +88,31 @@ def test_every_row_stands_in_the_table(table: dict[str, Any]) -> None:
     assert scratched["eer"]["value"] == pytest.approx(of["eer"]["value"] - minus["eer"]["value"]) and len(table["comparisons"]) == 4
     assert scratched["eer"]["low"] <= scratched["eer"]["value"] <= scratched["eer"]["high"]
     assert table["teacher"]["params"] == rows["teacher", "joint"]["params"]
+
+
+def test_scores_stand_by_corpus(folder: Path, table: dict[str, Any]) -> None:
+    assert "NaN" not in (folder / "studies/paper/paper.json").read_text()
+    for row in table["rows"]:
+        own, asked = row["by_corpus"], {kind for kind in ("accuracy", "eer") if kind in row}
+        assert set(own) == ({"spoken", "voices"} if "eer" in row else {"spoken"})
+        for corpus, found in own.items():
+            told = {"accuracy", "eer"} & found.keys()
+            assert told == asked - ({"accuracy"} if corpus == "voices" else set())
+            assert ("min_dcf" in found) == ("eer" in found) and ("change" in found) == ("change" in row)
+            assert all(set(found["change"][kind]) == {"value", "low", "high"} for kind in told if "change" in found)
+        for kind in asked:
+            figures = [found[kind]["value"] for found in own.values() if kind in found]
+            assert row[kind]["value"] == pytest.approx(sum(figures) / len(figures))
+        if "eer" in row:
+            assert row["min_dcf"] == pytest.approx(sum(found["min_dcf"] for found in own.values()) / 2)
+    text = (folder / "studies/paper/paper.md").read_text()
+    assert "| model | tuned | spoken | voices |" in text and "means of corpora and 2 seeds" in text
+
+
+def test_every_run_has_the_scores_of_each_corpus(folder: Path) -> None:
+    *_, record = read_lines(folder / "studies/paper/rows.jsonl")
+    assert {"eer.voices", "eer_low.voices", "test_keyword_error_high.spoken"} <= set(record["scores"])
+    assert "keyword_error.voices" not in record["scores"]
 
 
 def test_the_teachers_setting_is_the_best_by_validation_and_untested(folder: Path, table: dict[str, Any]) -> None:

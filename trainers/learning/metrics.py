@@ -1,14 +1,17 @@
-"""Keyword accuracy and equal error rate, with 95 % intervals from a bootstrap over speakers. All rates are in percent."""
+"""Keyword accuracy and equal error rate with 95 % intervals, by corpus and as means over corpora. All rates are in percent.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Each corpus counts once, however many clips it has. Intervals are from a bootstrap over speakers within corpora: in each resample
+the speakers of a corpus are redrawn among themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-Ints = NDArray[np.integer]
-Bools = NDArray[np.bool_]
+from trainers.learning.errors import Floats, Ints, Ranking, accuracy, equal_error_rate, smallest_detection_cost
+from trainers.learning.outcome import Outcome, parts
 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
@@ -23,119 +26,121 @@ class Rate:
     high: float
 
 
-def accuracy(correct: Bools, weights: Floats | None = None) -> float:
-    """Share of correct clips in percent; `weights` (clips,) counts a clip more than once, as a bootstrap does."""
-    return float(100 * np.average(correct, weights=weights))
-
-
-def equal_error_rate(scores: Floats, same: Bools, weights: Floats | None = None) -> float:
-    """Percent at which false acceptances and false rejections meet, interpolated between neighbouring thresholds.
-
-    scores (trials,): higher is more alike. same (trials,): the same speaker. Equal scores move together. Raises ValueError
-    unless both kinds of trial are there (with weight).
-    """
-    order = np.argsort(-scores, kind="stable")
-    return _sorted_equal_error_rate(scores[order], same[order], np.ones(len(scores)) if weights is None else weights[order])
-
-
-def _sorted_equal_error_rate(scores: Floats, same: Bools, weights: Floats) -> float:
-    accepted_wrongly, rejected_wrongly = _error_curve(scores, same, weights)
-    gap = accepted_wrongly - rejected_wrongly  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(100 * (accepted_wrongly[after - 1] + share * (accepted_wrongly[after] - accepted_wrongly[after - 1])))
-
-
-def _error_curve(scores: Floats, same: Bools, weights: Floats) -> tuple[Floats, Floats]:
-    """Shares of false acceptances and of false rejections from the strictest threshold on; `scores` must fall."""
-    targets, impostors = np.cumsum(weights * same), np.cumsum(weights * ~same)
-    if not (targets[-1] > 0 and impostors[-1] > 0):
-        raise ValueError("an equal error rate needs trials of the same and of different speakers")
-    last_of_tie = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    accepted_wrongly = np.append(0.0, impostors[last_of_tie] / impostors[-1])
-    return accepted_wrongly, 1 - np.append(0.0, targets[last_of_tie] / targets[-1])
-
-
-def smallest_detection_cost(scores: Floats, same: Bools, prior: float = 0.01) -> float:
-    """NIST's minimum detection cost: the least over thresholds of prior x missed + (1 - prior) x false alarms, over that of the
-    better of accepting all and none. From 0 to 1; `prior` is VoxCeleb's. Raises ValueError as `equal_error_rate`."""
-    order = np.argsort(-scores, kind="stable")
-    accepted_wrongly, rejected_wrongly = _error_curve(scores[order], same[order], np.ones(len(scores)))
-    costs = prior * rejected_wrongly + (1 - prior) * accepted_wrongly
-    return float(costs.min() / min(prior, 1 - prior))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a student did on one split, clip by clip and trial by trial: enough for every figure and its interval.
-
-    correct, clip_speakers (clips,). trial_scores, same, enrol_speakers, test_speakers (trials,). Speakers are numbers.
-    """
-
-    correct: Bools
-    clip_speakers: Ints
-    trial_scores: Floats
-    same: Bools
-    enrol_speakers: Ints
-    test_speakers: Ints
-
-
-def draw_speakers(outcome: Outcome, seed: int = 0) -> Ints:
-    """(resamples, speakers): how often each speaker is drawn. The same seed pairs the resamples of two students."""
-    speakers = 1 + max(int(outcome.clip_speakers.max()), int(outcome.enrol_speakers.max()), int(outcome.test_speakers.max()))
+def draw_speakers(outcome: Outcome, seed: int | Sequence[int] = 0) -> Ints:
+    """(resamples, speakers) of a corpus: how often each speaker is drawn. A seed pairs the resamples of two students."""
+    numbers = np.concatenate([outcome.clip_speakers, outcome.enrol_speakers, outcome.test_speakers])
+    speakers = 1 + int(numbers.max())
     return np.random.default_rng(seed).multinomial(speakers, np.full(speakers, 1 / speakers), size=RESAMPLES)
 
 
 def bootstrap(outcome: Outcome, drawn: Ints) -> tuple[Floats, Floats]:
-    """Accuracy and equal error rate of every resample, each (resamples,); NaN where a resample lacks one kind of trial.
+    """Accuracy and equal error rate of every resample of a corpus, each (resamples,); NaN where one lacks a kind of trial.
 
     A trial between two speakers counts as often as both were drawn (their product), a trial of one speaker as often as that one.
     """
-    order = np.argsort(-outcome.trial_scores, kind="stable")
-    scores, same = outcome.trial_scores[order], outcome.same[order]
-    enrol, test = outcome.enrol_speakers[order], outcome.test_speakers[order]
     distinct, which = np.unique(drawn, axis=0, return_inverse=True)  # four speakers are drawn in 35 ways, not in a thousand
-    accuracies, rates = np.full(len(distinct), np.nan), np.full(len(distinct), np.nan)
-    for i, counts in enumerate(distinct):
-        clips = counts[outcome.clip_speakers].astype(float)
-        weights = np.where(same, counts[enrol], counts[enrol] * counts[test]).astype(float)
-        if clips.any():
-            accuracies[i] = accuracy(outcome.correct, clips)
-        if (weights * same).any() and (weights * ~same).any():
-            rates[i] = _sorted_equal_error_rate(scores, same, weights)
-    return accuracies[which.ravel()], rates[which.ravel()]
+    clips, right = (np.bincount(outcome.clip_speakers, w, drawn.shape[1]) for w in (None, outcome.correct))
+    heard = distinct @ clips
+    accuracies = np.divide(distinct @ right, heard, out=np.full(len(distinct), np.nan), where=heard > 0) * 100
+    return accuracies[which.ravel()], _bootstrap_trials(outcome, distinct)[which.ravel()]
 
 
-def resampled(seeds: Sequence[Outcome]) -> tuple[Floats, Floats]:
-    """Values (2, seeds) and resamples (2, resamples) of keyword accuracy and equal error rate.
+def _bootstrap_trials(outcome: Outcome, drawn: Ints) -> Floats:
+    rates = np.full(len(drawn), np.nan)
+    if not len(outcome.same):
+        return rates
+    ranking = Ranking.of(outcome.trial_scores, outcome.same)
+    targets = outcome.enrol_speakers[ranking.targets]
+    enrol, test = outcome.enrol_speakers[ranking.impostors], outcome.test_speakers[ranking.impostors]
+    for i, counts in enumerate(drawn.astype(float)):
+        same, different = counts[targets], counts[enrol] * counts[test]
+        if same.any() and different.any():
+            rates[i] = ranking.equal_error_rate(same, different)
+    return rates
 
-    Every resample draws speakers and seeds, the same ones for whatever has the same speakers and as many seeds, so that a
-    difference of two is paired.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampled:
+    """One model's figures, or a recipe's models' of several seeds, or the difference of two, with their resamples.
+
+    names: of the corpora; values (corpora, 2, seeds), drawn (corpora, 2, resamples): keyword accuracy and equal error rate, NaN
+    where a corpus has none.
     """
-    drawn = draw_speakers(seeds[0])
-    each = np.array([bootstrap(outcome, drawn) for outcome in seeds])
+
+    names: tuple[str, ...]
+    values: Floats
+    drawn: Floats
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        """In points, paired. Raises ValueError for figures of other corpora."""
+        if self.names != other.names:
+            named = ("; ".join(filter(None, names)) or "one corpus" for names in (self.names, other.names))
+            raise ValueError(f"scores of other corpora cannot be compared, {' and '.join(named)}: begin a new study")
+        return Resampled(names=self.names, values=self.values - other.values, drawn=self.drawn - other.drawn)
+
+    def macro(self) -> tuple[Floats, Floats]:
+        """(2, seeds), (2, resamples): means over the corpora that have the figure."""
+        has = np.isfinite(self.values[:, :, 0])
+        values, drawn = ([of[has[:, kind], kind].mean(axis=0) for kind in range(2)] for of in (self.values, self.drawn))
+        return np.array(values), np.array(drawn)
+
+    def rates(self) -> tuple[Rate, Rate]:
+        """Means over corpora of keyword accuracy and of equal error rate."""
+        values, drawn = self.macro()
+        return rate_of(values[0], drawn[0]), rate_of(values[1], drawn[1])
+
+    def by_corpus(self) -> dict[str, dict[str, Rate]]:
+        """`accuracy` and `eer` of each corpus that has them; empty where there is one corpus alone."""
+        return {
+            name: {kind: rate_of(values[k], drawn[k]) for k, kind in enumerate(("accuracy", "eer")) if np.isfinite(values[k]).all()}
+            for name, values, drawn in zip(self.names, self.values, self.drawn, strict=True)
+            if name
+        }
+
+
+def resampled(seeds: Sequence[Outcome]) -> Resampled:
+    """Every resample draws speakers and seeds, the same ones for whatever has the same speakers and as many seeds, so that a
+    difference of two is paired."""
+    each = [_resampled_seed(outcome) for outcome in seeds]
+    values, drawn = np.stack([v for v, _ in each], -1), np.stack([d for _, d in each])
     shares = np.random.default_rng(1).multinomial(len(each), np.full(len(each), 1 / len(each)), size=RESAMPLES) / len(each)
-    values = [[accuracy(o.correct) for o in seeds], [equal_error_rate(o.trial_scores, o.same) for o in seeds]]
-    return np.array(values), np.einsum("stn,ns->tn", each, shares)
+    return Resampled(names=tuple(parts(seeds[0])), values=values, drawn=np.einsum("sctn,ns->ctn", drawn, shares))
+
+
+def _resampled_seed(outcome: Outcome) -> tuple[Floats, Floats]:
+    """Values (corpora, 2) and resamples (corpora, 2, resamples)."""
+    found = list(parts(outcome).values())
+    values = [
+        [accuracy(p.correct) if len(p.correct) else np.nan, equal_error_rate(p.trial_scores, p.same) if len(p.same) else np.nan]
+        for p in found
+    ]
+    return np.array(values), np.array([bootstrap(p, draw_speakers(p, [0, place])) for place, p in enumerate(found)])
 
 
 def rates(*seeds: Outcome) -> tuple[Rate, Rate]:
-    """Keyword accuracy and equal error rate of one model, or of a recipe's models of several seeds: means, with intervals over
-    speakers and seeds."""
-    values, drawn = resampled(seeds)
-    return rate_of(values[0], drawn[0]), rate_of(values[1], drawn[1])
+    """Keyword accuracy and equal error rate of one model, or of a recipe's models of several seeds: means over corpora and seeds,
+    with intervals over speakers and seeds."""
+    return resampled(seeds).rates()
 
 
 def changes(seeds: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[Rate, Rate]:
     """Accuracy and equal error rate minus the baseline's, in points, with paired intervals: both see the same speakers drawn, and
     the same of their seeds, which are as many."""
     assert len(seeds) == len(baseline)
-    (values, drawn), (before, drawn_before) = resampled(seeds), resampled(baseline)
-    values, drawn = values - before, drawn - drawn_before
-    return rate_of(values[0], drawn[0]), rate_of(values[1], drawn[1])
+    return (resampled(seeds) - resampled(baseline)).rates()
+
+
+def detection_costs(outcome: Outcome) -> dict[str, float]:
+    """The smallest detection cost of each corpus that has trials, by name as in `parts`."""
+    return {name: smallest_detection_cost(p.trial_scores, p.same) for name, p in parts(outcome).items() if len(p.same)}
 
 
 def rate_of(values: Floats, drawn: Floats) -> Rate:
     """values (seeds,), drawn (resamples,)."""
     low, high = np.nanpercentile(drawn, INTERVAL)
     return Rate(value=float(values.mean()), low=float(low), high=float(high))
+
+
+def contents(by_corpus: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, Any]]:
+    """As JSON."""
+    return {name: {kind: asdict(rate) for kind, rate in found.items()} for name, found in by_corpus.items()}

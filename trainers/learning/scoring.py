@@ -1,13 +1,15 @@
 """What a trained student says of every clip of a split, and which trials it gets right."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import Outcome
+from trainers.learning.outcome import Outcome
 from trainers.networks.student import Student
-from trainers.speech.corpora import Corpus
+from trainers.speech.corpora import Corpus, Rows
 from trainers.speech.trials import Trials
 
 BATCH = 64
@@ -35,24 +37,35 @@ def hear(
 
 
 def score(student: Student, corpus: Corpus, split: str, trials: Trials, window: int, device: torch.device) -> Outcome:
-    """Hears each clip of the split that has a keyword or stands in a trial once, and sums up."""
+    """Hears each clip of the split that has a keyword or stands in a trial once, and sums up. A clip of any corpus may be taken for
+    any keyword of the student."""
     keyword_rows = corpus.rows(split, with_keyword=True)
     rows = np.unique(np.concatenate([keyword_rows, trials.enrol, trials.test]))
     logits, embeddings = hear(student, corpus, rows, window, device)
     said = np.array(student.keywords, object)[logits[np.searchsorted(rows, keyword_rows)].argmax(1)]
     enrol, test = np.searchsorted(rows, trials.enrol), np.searchsorted(rows, trials.test)
-    speakers = _speaker_numbers(corpus, rows)
-    return Outcome(
-        correct=np.asarray(said == corpus.keywords[keyword_rows], bool),
-        clip_speakers=speakers[np.searchsorted(rows, keyword_rows)],
-        trial_scores=(embeddings[enrol] * embeddings[test]).sum(1),
-        same=trials.same,
-        enrol_speakers=speakers[enrol],
-        test_speakers=speakers[test],
-    )
+    correct = np.asarray(said == corpus.keywords[keyword_rows], bool)
+    return outcome_of(corpus, keyword_rows, correct, trials, (embeddings[enrol] * embeddings[test]).sum(1))
 
 
-def _speaker_numbers(corpus: Corpus, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-    """(rows,) numbers from 0; a clip of an unknown speaker counts as a speaker of its own."""
+def outcome_of(
+    corpus: Corpus, keyword_rows: Rows, correct: NDArray[np.bool_], trials: Trials, trial_scores: NDArray[np.floating]
+) -> Outcome:
+    """With whose clips and trials they are: speakers are numbered from 0; a clip of an unknown speaker counts as one of its own."""
+    rows, places = np.unique(np.concatenate([keyword_rows, trials.enrol, trials.test]), return_inverse=True)
     names = [f"known {corpus.speakers[row]}" if corpus.speakers[row] is not None else f"clip {row}" for row in rows]
-    return np.unique(names, return_inverse=True)[1]
+    _, first, numbers = np.unique(names, return_index=True, return_inverse=True)
+    clips, enrol, test = np.split(numbers[places], np.cumsum([len(keyword_rows), len(trials)]))
+    present, speaker_corpora = np.unique(corpus.corpus_numbers[rows[first]], return_inverse=True)
+    outcome = Outcome(
+        correct=correct,
+        clip_speakers=clips,
+        trial_scores=trial_scores,
+        same=trials.same,
+        enrol_speakers=enrol,
+        test_speakers=test,
+    )
+    if len(present) == 1:
+        return outcome
+    short = np.array([corpus.short_names[number] for number in present])
+    return dataclasses.replace(outcome, speaker_corpora=speaker_corpora, corpora=short)

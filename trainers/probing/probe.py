@@ -6,7 +6,7 @@ Validation chooses each probe's regularisation and the layer; the test split is 
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.learning.metrics import Outcome, accuracy, equal_error_rate, rate_of, resampled
+from trainers.learning.errors import accuracy, equal_error_rate, macro
+from trainers.learning.metrics import Resampled, contents, rate_of, resampled
+from trainers.learning.outcome import Outcome
+from trainers.learning.scoring import outcome_of
 from trainers.probing.linear import DECAYS, SHRINKAGES, Affine, Floats, Ints, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Progress, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
-from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher
 
@@ -45,23 +47,33 @@ def _best_strength(strengths: Sequence[float], fits: Sequence[Sequence[Affine]],
 
 
 def probe_keywords(state: Floats, bench: Bench, device: torch.device) -> LayerProbe:
-    """state (windows, features) of one layer. Trained on the train split's clips, scored on validation's."""
+    """state (windows, features) of one layer. Trained on the train split's clips, scored on validation's: a mean over corpora."""
     train, val = (bench.corpus.rows(split, with_keyword=True) for split in ("train", "val"))
     x, y = _of_clips(state, bench, train), _keyword_numbers(bench, train)
     heard, wanted = _of_clips(state, bench, val), _keyword_numbers(bench, val)
     fits = [fit_keywords(x, y, seed, device) for seed in bench.seeds]
-    return _best_strength(DECAYS, fits, lambda fit: 100 - accuracy(fit(heard).argmax(1) == wanted))
+
+    def error(fit: Affine) -> float:
+        correct = fit(heard).argmax(1) == wanted
+        return 100 - macro(lambda own: accuracy(correct[own]), bench.corpus.corpus_numbers[val])
+
+    return _best_strength(DECAYS, fits, error)
 
 
 def probe_speakers(state: Floats, bench: Bench) -> LayerProbe:
     """state (windows, features) of one layer. Trained on the windows of the train split's known speakers, so that a long clip
-    tells how one voice varies, scored on validation's trials."""
+    tells how one voice varies, scored on validation's trials, as a mean over corpora."""
     corpus, trials = bench.corpus, bench.trials["val"]
     train = np.isin(bench.clips, corpus.rows("train", with_speaker=True))
     labels = np.unique(corpus.speakers[bench.clips[train]].astype(str), return_inverse=True)[1]
     fits = [fit_speakers(state[train], labels, seed) for seed in bench.seeds]
     heard = _of_clips(state, bench, _trial_rows(trials))
-    return _best_strength(SHRINKAGES, fits, lambda fit: equal_error_rate(_trial_scores(fit(heard), trials), trials.same))
+
+    def error(fit: Affine) -> float:
+        scores = _trial_scores(fit(heard), trials)
+        return macro(lambda own: equal_error_rate(scores[own], trials.same[own]), corpus.corpus_numbers[trials.enrol])
+
+    return _best_strength(SHRINKAGES, fits, error)
 
 
 def _of_clips(state: Floats, bench: Bench, rows: Ints) -> Floats:
@@ -124,25 +136,10 @@ def _test(
     words, voices = chosen(keywords), chosen(speakers)
     heard, wanted = _of_clips(states[words], bench, rows), _keyword_numbers(bench, rows)
     in_trials = _of_clips(states[voices], bench, _trial_rows(trials))
-    clip_speakers, enrol_speakers, test_speakers = _speaker_numbers(bench.corpus, rows, trials.enrol, trials.test)
     return tuple(
-        Outcome(
-            correct=np.asarray(word(heard).argmax(1) == wanted),
-            clip_speakers=clip_speakers,
-            trial_scores=_trial_scores(voice(in_trials), trials),
-            same=trials.same,
-            enrol_speakers=enrol_speakers,
-            test_speakers=test_speakers,
-        )
+        outcome_of(bench.corpus, rows, np.asarray(word(heard).argmax(1) == wanted), trials, _trial_scores(voice(in_trials), trials))
         for word, voice in zip(keywords[words].fits, speakers[voices].fits)
     )
-
-
-def _speaker_numbers(corpus: Corpus, *sides: Ints) -> list[Ints]:
-    """Numbers from 0 for the clips of each side; a clip of an unknown speaker counts as a speaker of its own."""
-    rows = np.concatenate(sides)
-    names = [f"clip {row}" if corpus.speakers[row] is None else f"known {corpus.speakers[row]}" for row in rows]
-    return np.split(np.unique(names, return_inverse=True)[1], np.cumsum([len(side) for side in sides])[:-1])
 
 
 def probe_teachers(
@@ -166,10 +163,9 @@ def probe_teachers(
         "corpus": bench.corpus.digest,
         "window": bench.window,
         "seeds": list(bench.seeds),
-        "subjects": [_subject_content(p, *draw) for p, draw in zip(probed, draws)],
+        "subjects": [_subject_content(p, draw) for p, draw in zip(probed, draws)],
         "differences": [
-            {"of": first.name, "minus": p.subject.name, **_rates_content(draws[0][0] - draw[0], draws[0][1] - draw[1])}
-            for p, draw in zip(probed[1:], draws[1:])
+            {"of": first.name, "minus": p.subject.name, **_rates_content(draws[0] - draw)} for p, draw in zip(probed[1:], draws[1:])
         ],
     }
 
@@ -178,7 +174,7 @@ def _silent(title: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total: None)
 
 
-def _subject_content(probed: Probed, values: Floats, drawn: Floats) -> dict[str, Any]:
+def _subject_content(probed: Probed, drawn: Resampled) -> dict[str, Any]:
     return {
         "name": probed.subject.name,
         "key": hashlib.sha256(probed.subject.key.encode()).hexdigest()[:16],
@@ -192,7 +188,7 @@ def _subject_content(probed: Probed, values: Floats, drawn: Floats) -> dict[str,
         ],
         "keyword_layer": chosen(probed.keywords),
         "speaker_layer": chosen(probed.speakers),
-        "test": _rates_content(values, drawn),
+        "test": _rates_content(drawn),
     }
 
 
@@ -201,9 +197,11 @@ def _val_content(values: Sequence[float], strength: float) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "spread": spread, "seeds": list(values), "regularisation": strength}
 
 
-def _rates_content(values: Floats, drawn: Floats) -> dict[str, Any]:
-    """values (2, seeds), drawn (2, resamples): of keyword accuracy and EER, in percent or points."""
-    return {
-        name: {**vars(rate_of(value, draw)), "seeds": value.tolist()}
-        for name, value, draw in zip(("keyword_accuracy", "eer"), values, drawn)
+def _rates_content(found: Resampled) -> dict[str, Any]:
+    """Keyword accuracy and EER, in percent or points: means over corpora, and by corpus where there are several."""
+    content: dict[str, Any] = {
+        name: {**asdict(rate_of(value, draw)), "seeds": value.tolist()}
+        for name, value, draw in zip(("keyword_accuracy", "eer"), *found.macro())
     }
+    by_corpus = found.by_corpus()
+    return {**content, "by_corpus": contents(by_corpus)} if by_corpus else content

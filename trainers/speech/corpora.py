@@ -1,6 +1,7 @@
 """Speech corpora in memory: clips with their keywords and speakers, their audio mapped from files."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from search_spaces.architecture import SAMPLE_RATE
 SPLITS = ("train", "val", "test")
 FULL_SCALE = 32_768
 LARGEST_BAD_SHARE = 0.01
+LONGEST_NAME = 60  # of a corpus where its scores are named
 
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
 Rows = NDArray[np.intp]
@@ -81,6 +83,16 @@ class Corpus:
         return np.flatnonzero(kept)
 
     @functools.cached_property
+    def corpus_numbers(self) -> NDArray[np.int64]:
+        """(clips,) of each clip's corpus, from 0: its place in `names`."""
+        return np.zeros(len(self), np.int64) if self.corpora is None else self.corpora
+
+    @functools.cached_property
+    def short_names(self) -> tuple[str, ...]:
+        """Of each corpus, for reports."""
+        return short_names(self.names)
+
+    @functools.cached_property
     def keyword_labels(self) -> tuple[str, ...]:
         """The keywords of the train split, sorted. Raises ValueError when another split has a keyword that train has not."""
         labels = set(self.keywords[self.rows("train", with_keyword=True)])
@@ -107,9 +119,11 @@ def check_trainable(corpus: Corpus) -> None:
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
-    """Clips, hours, keywords and speakers of each split and in all; skipped clips; whether the speech is synthetic."""
+    """Clips, hours, keywords and speakers of each split, of each corpus where there are several, and in all; skipped clips;
+    whether the speech is synthetic."""
     return {
         "splits": {split: _summary(corpus, corpus.rows(split)) for split in SPLITS},
+        **({"corpora": summaries(corpus)} if len(corpus.names) > 1 else {}),
         "total": _summary(corpus, corpus.rows()),
         "skipped": [{"id": clip, "reason": reason} for clip, reason in corpus.skipped],
         "remarks": list(corpus.remarks),
@@ -118,11 +132,28 @@ def describe(corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def summaries(corpus: Corpus) -> dict[str, dict[str, Any]]:
+    """Clips, hours, keywords and speakers of each corpus."""
+    return {name: _summary(corpus, np.flatnonzero(corpus.corpus_numbers == i)) for i, name in enumerate(corpus.short_names)}
+
+
 def check_share(skipped: Sequence[tuple[str, str]], total: int) -> None:
     """Raises ValueError when more than 1 % of `total` clips were skipped."""
     if len(skipped) > LARGEST_BAD_SHARE * total:
         first = "; ".join(f"{clip}: {reason}" for clip, reason in skipped[:3])
         raise ValueError(f"{len(skipped)} of {total} clips cannot be used, more than {LARGEST_BAD_SHARE:.0%}: {first}")
+
+
+def short_names(names: Sequence[str]) -> tuple[str, ...]:
+    """File names without their ending, with as many folders before them as tell them apart. MLflow takes them in a metric's name:
+    letters, digits, `_`, `-` and `.`; what else there is becomes `_`."""
+    paths = [Path(name).absolute() for name in names]
+    parts = [(*path.parent.parts, path.stem or "corpus") for path in paths]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        short = tuple(re.sub(r"[^\w.-]", "_", "-".join(part[-count:]))[-LONGEST_NAME:] for part in parts)
+        if len(set(short)) == len(short):
+            return short
+    return tuple(f"corpus-{number}" for number, _ in enumerate(names, 1))
 
 
 def known(values: NDArray[np.object_]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainers.speech.corpora import Corpus, MappedSamples, Progress, check_share, known
+from trainers.speech.corpora import Corpus, MappedSamples, Progress, check_share, known, short_names
 from trainers.speech.decoding import INDEX_FILE, SAMPLES_FILE, content_hash, decoded
 from trainers.speech.parquet import COLUMNS, check_columns, read_columns
 
@@ -75,14 +75,8 @@ def _people(speakers: NDArray[np.object_], corpora: NDArray[np.int64], names: Se
     """Speakers of several corpora with the name of theirs; those of one as they are."""
     if len(names) == 1:
         return speakers
-    short = _short_names(names)
+    short = short_names(names)
     return np.array([None if s is None else f"{short[c]}:{s}" for s, c in zip(speakers, corpora, strict=True)], object)
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """File names where they differ, else paths."""
-    short = [Path(name).stem for name in names]
-    return short if len(set(short)) == len(short) else [*names]
 
 
 def _shared_keywords(keywords: NDArray[np.object_], corpora: NDArray[np.int64]) -> list[str]:

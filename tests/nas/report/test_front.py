@@ -1,6 +1,7 @@
 """The report says what the study folder holds, no more: marks, notes, table and picture."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from nas.report.front import build_front
-from nas.report.table import caption, markdown, rows, write_report
+from nas.report.table import caption, markdown, rich_corpora, rows, write_report
 from nas.stages.finals import FINALS_FILE, Final
 from nas.study.budget import append_line
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
 from nas.study.folder import Study, create_study
-from nas.worker.evaluate import quality_scores, write_outcome
+from nas.tracking.mirror import _table
+from nas.worker.evaluate import quality_scores, read_outcome, write_outcome
 from search_spaces.architecture import Architecture
-from trainers.learning.metrics import Outcome
+from trainers.learning.outcome import Outcome
 
 SMALL = Architecture(front_end="mel", front_width=8, frame_stride=1, width=16, heads=(1,), ffn_dims=(16,), kept_layers=(1,))
 
@@ -36,7 +38,25 @@ def outcome(error: float, seed: int) -> Outcome:
     )
 
 
-def final(study: Study, name: str, role: str, error: float, latency: float, params: int) -> None:
+def of_two(error: float, seed: int, worse: float) -> Outcome:
+    """As `outcome`, of four speakers in the corpus `words`, and of four in `voices`, which has no keywords and where a student
+    separates speakers as if it erred in `worse` more."""
+    rng = np.random.default_rng(seed)
+    speakers = np.concatenate([rng.integers(0, 4, 200), rng.integers(4, 8, 200)])
+    same, hard = rng.random(400) < 0.5, speakers >= 4
+    return Outcome(
+        correct=rng.random(200) >= error,
+        clip_speakers=speakers[:200],
+        trial_scores=same * (1 - error - worse * hard) + 0.5 * rng.standard_normal(400),
+        same=same,
+        enrol_speakers=speakers,
+        test_speakers=np.where(same, speakers, speakers // 4 * 4 + (speakers + 1) % 4),
+        speaker_corpora=np.repeat([0, 1], 4),
+        corpora=np.array(["words", "voices"]),
+    )
+
+
+def final(study: Study, name: str, role: str, error: float, latency: float, params: int, worse: float | None = None) -> None:
     scores = {
         "params": float(params),
         "memory_bytes": 80e6,
@@ -44,7 +64,8 @@ def final(study: Study, name: str, role: str, error: float, latency: float, para
     }
     scores |= {f"predicted_latency_{end}": factor * latency for end, factor in (("ms", 1.1), ("low", 1.02), ("high", 1.2))}
     for split, prefix in (("val", ""), ("test", "test_")):
-        result = outcome(error, seed=len(name) + len(prefix))
+        seed = len(name) + len(prefix)
+        result = outcome(error, seed) if worse is None else of_two(error, seed, worse)
         scores |= quality_scores(result, prefix)
         folder = study.weights_folder(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,3 +176,68 @@ def test_every_figure_of_the_table_stands_in_the_files(study: Study) -> None:
     assert "measured, host, 1 thread" in caption(front) and "synthetic" in text
     assert "1.1 [1.02, 1.2]" in text and any("10.0 % off: 0 of 2 members" in note for note in front["notes"])
     assert front["members"][0]["run_id"] == "f" * 32
+
+
+@pytest.fixture
+def two(study: Study) -> Study:
+    """A study that has ended, of two corpora; on one of them final-1 is much worse."""
+    final(study, "teacher", "teacher", 0.05, 10.0, 1000, worse=0)
+    final(study, "knee-from-scratch", "knee from scratch", 0.6, 1.0, 100, worse=0)
+    final(study, "final-0", "finalist", 0.1, 1.0, 100, worse=0)
+    final(study, "final-1", "finalist", 0.06, 0.9, 250, worse=1.5)
+    return study
+
+
+def test_scores_stand_by_corpus_where_there_are_several(two: Study) -> None:
+    front = build_front(two)
+    member = next(m for m in front["members"] if m["name"] == "final-1")
+    scores, own = member["scores"], member["by_corpus"]
+    figures = {"voices": {"eer", "change"}, "words": {"accuracy", "eer", "change"}}
+    assert {corpus: set(found) for corpus, found in own.items()} == figures
+    assert scores["test_eer"] == pytest.approx((own["voices"]["eer"]["value"] + own["words"]["eer"]["value"]) / 2)
+    rate = own["voices"]["eer"]
+    assert (scores["test_eer.voices"], scores["test_eer_low.voices"]) == (rate["value"], rate["low"])
+    assert scores["test_keyword_error"] == scores["test_keyword_error.words"] and "test_keyword_error.voices" not in scores
+    assert own["words"]["accuracy"]["low"] == pytest.approx(100 - scores["test_keyword_error_high.words"])
+    changes = [own[corpus]["change"]["eer"]["value"] for corpus in own]
+    assert member["change"]["eer"]["value"] == pytest.approx(sum(changes) / 2)
+    assert set(own["voices"]["change"]) == {"eer"} and set(own["voices"]["change"]["eer"]) == {"value", "low", "high"}
+    assert "NaN" not in json.dumps(front)
+    assert all("change" not in found for found in front["references"][0]["by_corpus"].values())
+
+
+def test_a_table_of_corpora_stands_below_the_front(two: Study) -> None:
+    front = build_front(two)
+    text = markdown(front)
+    assert "| name | voices | words |" in text and "means over 2 corpora" in caption(front)
+    eer = front["references"][0]["by_corpus"]["voices"]["eer"]["value"]
+    assert f"| teacher | - / {eer:.1f} |" in text
+    assert [len(table.columns) for table in rich_corpora(front)] == [3]
+    json.loads(json.dumps(_table(front["members"])))
+
+
+def test_a_member_that_is_good_on_one_corpus_alone_is_named(two: Study) -> None:
+    note = next(note for note in build_front(two)["notes"] if note.startswith("Lose more against the teacher on one corpus"))
+    assert "by at least 5 points (test): final-1 (EER on voices: " in note and "final-0" not in note
+    shutil.rmtree(two.weights_folder("teacher"))
+    lines = (two.folder / FINALS_FILE).read_text().splitlines()
+    (two.folder / FINALS_FILE).write_text("\n".join(lines[1:]) + "\n")
+    note = next(note for note in build_front(two)["notes"] if note.startswith("Worse on one corpus than in their own mean"))
+    assert "by at least 15 points (test): final-1 (EER on voices: " in note
+
+
+def test_one_corpus_has_no_table_of_corpora(study: Study) -> None:
+    finished(study)
+    front = build_front(study)
+    assert "by_corpus" not in json.dumps(front) and rich_corpora(front) == [] and "corpora" not in markdown(front)
+
+
+def test_an_outcome_is_plain_arrays_and_one_without_corpora_is_read(tmp_path: Path) -> None:
+    kept = of_two(0.2, 0, 0.0)
+    write_outcome(kept, tmp_path / "new.npz")
+    assert quality_scores(read_outcome(tmp_path / "new.npz")) == quality_scores(kept)
+    before = {name: value for name, value in vars(outcome(0.2, 0)).items() if "corpora" not in name}
+    np.savez(tmp_path / "old.npz", **before)
+    assert quality_scores(read_outcome(tmp_path / "old.npz")) == quality_scores(outcome(0.2, 0))
+    with np.load(tmp_path / "new.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {*before, "speaker_corpora", "corpora"}

@@ -23,6 +23,17 @@ def test_configuration_round_trips_through_toml(tmp_path: Path) -> None:
     assert StudyConfig.read(tmp_path / "study.toml") == config
 
 
+def test_trial_lists_are_read_as_they_were_written_before_there_were_several(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('name = "a"\ntrials = "/data/trials.parquet"\n')
+    assert StudyConfig.read(path).trials == ("/data/trials.parquet",)
+    path.write_text('name = "a"\n')
+    assert StudyConfig.read(path).trials == ()
+    two = StudyConfig(name="a", trials=("a.parquet", "b.parquet"))
+    two.write(path)
+    assert StudyConfig.read(path) == two
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("name = ", "not TOML"), ('name = "a"\nbudgit = "1"', "budgit"), ('name = "a/b"', "not allowed")]
 )

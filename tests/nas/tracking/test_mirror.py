@@ -28,6 +28,7 @@ from nas.tracking.mirror import Tracking, open_tracking
 from nas.tracking.models import log_model, register
 from nas.tracking.registry import resolve_model
 from search_spaces.architecture import Architecture
+from trainers.speech.corpora import short_names
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDENT = Architecture(
@@ -218,6 +219,13 @@ def test_another_architecture_under_an_old_number_is_another_run(uri: str) -> No
     tracking = open_tracking(uri, "demo")
     other = dataclasses.replace(CANDIDATES[0], architecture=CANDIDATES[1].architecture)
     assert tracking.log_candidate(CANDIDATES[0]) != tracking.log_candidate(other)
+
+
+def test_a_score_of_a_corpus_is_a_metric(uri: str) -> None:
+    tracking = open_tracking(uri, "corpora")
+    names = short_names(["/data/a b:c/x.parquet", "/data/d/x.parquet", "..parquet", "كلمات.parquet", "v1.0_x-1"])
+    metrics = {f"test_keyword_error_low.{name}": 1.5 for name in names}
+    assert tracking.client.get_run(tracking.log_run("one", kind="reference", metrics=metrics)).data.metrics == metrics
 
 
 def test_a_parameter_never_changes(uri: str) -> None:

@@ -11,16 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.learning.metrics import (
-    Outcome,
-    accuracy,
-    bootstrap,
-    changes,
-    draw_speakers,
-    equal_error_rate,
-    rates,
-    smallest_detection_cost,
-)
+from trainers.learning.errors import accuracy, equal_error_rate, smallest_detection_cost
+from trainers.learning.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled
+from trainers.learning.outcome import Outcome, parts
 
 Array = NDArray[Any]
 
@@ -246,3 +239,105 @@ def test_several_seeds_are_averaged_and_widen_the_interval_by_how_they_differ() 
     assert rates(one, one) == rates(one)
     alike, apart = changes([one, one], [one, one])[0], changes([one, other], [one, one])[0]
     assert (alike.low, alike.high) == (0, 0) and apart.high - apart.low > 5
+
+
+def together(*outcomes: Outcome) -> Outcome:
+    """Those of several corpora, c0, c1, ..., as one: speakers of each after those of the one before."""
+    counts = [1 + max(int(o.clip_speakers.max(initial=-1)), int(o.enrol_speakers.max(initial=-1))) for o in outcomes]
+    firsts = np.cumsum([0, *counts[:-1]])
+    fields: dict[str, Any] = {}
+    for name in ("correct", "trial_scores", "same"):
+        fields[name] = np.concatenate([getattr(o, name) for o in outcomes])
+    for name in ("clip_speakers", "enrol_speakers", "test_speakers"):
+        fields[name] = np.concatenate([getattr(o, name) + first for o, first in zip(outcomes, firsts, strict=True)])
+    names = np.array([f"c{number}" for number in range(len(outcomes))])
+    return Outcome(**fields, speaker_corpora=np.repeat(np.arange(len(outcomes)), counts), corpora=names)
+
+
+def without_keywords(one: Outcome) -> Outcome:
+    return dataclasses.replace(one, correct=one.correct[:0], clip_speakers=one.clip_speakers[:0])
+
+
+sizes = st.lists(st.integers(3, 9), min_size=2, max_size=3)
+
+
+@settings(max_examples=10)
+@given(sizes, st.integers(0, 99))
+def test_each_corpus_counts_once_and_is_what_it_is_alone(speakers: list[int], seed: int) -> None:
+    alone = [outcome(count, seed + i, skill=0.5 + 0.2 * i, clips=4 * (i + 1), trials=6) for i, count in enumerate(speakers)]
+    found = resampled([together(*alone)])
+    for kind, one in zip(("accuracy", "eer"), found.rates()):
+        own = [found.by_corpus()[f"c{i}"][kind] for i in range(len(alone))]
+        assert [rate.value for rate in own] == [rates(o)[kind == "eer"].value for o in alone]
+        assert one.value == pytest.approx(np.mean([rate.value for rate in own]))
+        assert min(rate.low for rate in own) <= one.low <= one.high <= max(rate.high for rate in own)
+    assert found.by_corpus()["c0"] == dict(zip(("accuracy", "eer"), rates(alone[0])))  # to the last digit
+    assert resampled(alone[:1]).by_corpus() == {}
+
+
+@settings(max_examples=10)
+@given(sizes, st.integers(0, 99), st.randoms(use_true_random=False))
+def test_neither_the_order_nor_the_number_of_a_corpus_clips_matters(speakers: list[int], seed: int, random: Any) -> None:
+    alone = [outcome(count, seed + i, trials=6) for i, count in enumerate(speakers)]
+    whole = together(*alone)
+    clips, trials = (np.array(random.sample(range(count), count)) for count in (len(whole.correct), len(whole.same)))
+    fields = {name: getattr(whole, name)[clips] for name in ("correct", "clip_speakers")}
+    fields |= {name: getattr(whole, name)[trials] for name in ("trial_scores", "same", "enrol_speakers", "test_speakers")}
+    assert rates(dataclasses.replace(whole, **fields)) == rates(whole)
+    doubled = {name: np.repeat(getattr(alone[-1], name), 2) for name in vars(alone[-1]) if "corpora" not in name}
+    again = together(*alone[:-1], Outcome(**doubled))
+    for one, two in zip(rates(again), rates(whole)):
+        assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(two), abs=1e-9)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 99))
+def test_speakers_are_redrawn_within_their_corpus_and_rates_are_averaged(seed: int) -> None:
+    """The oracle: each corpus resampled by itself, clips and trials written out as often as they count."""
+    alone = [outcome(4, seed, trials=6), outcome(7, seed + 1, trials=6)]
+    _, drawn = resampled([together(*alone)]).macro()
+    for i in (0, 1, 500):
+        figures = []
+        for place, one in enumerate(alone):
+            counts = draw_speakers(one, [0, place])[i]
+            assert counts.sum() == len(counts)
+            times = counts[one.enrol_speakers] * np.where(one.same, 1, counts[one.test_speakers])
+            same = np.repeat(one.same, times)
+            error = brute_force(np.repeat(one.trial_scores, times), same) if same.any() and not same.all() else np.nan
+            figures.append([accuracy(np.repeat(one.correct, counts[one.clip_speakers])), error])
+        np.testing.assert_allclose(drawn[:, i], np.mean(figures, 0), atol=1e-9)
+
+
+def test_corpora_are_redrawn_apart() -> None:
+    """Two corpora of one size do not see the same draws: their mean is surer than either."""
+    one = outcome(8, 0)
+    found = resampled([together(one, one)])
+    alone, whole = found.by_corpus()["c0"]["accuracy"], found.rates()[0]
+    assert whole.value == alone.value and whole.high - whole.low < 0.9 * (alone.high - alone.low)
+
+
+def test_a_corpus_without_keywords_has_its_voices_alone() -> None:
+    words, voices = outcome(6, 0), without_keywords(outcome(9, 1))
+    found = resampled([together(words, voices)])
+    assert set(found.by_corpus()["c1"]) == {"eer"} and set(found.by_corpus()["c0"]) == {"accuracy", "eer"}
+    keyword, error = found.rates()
+    assert keyword == rates(words)[0]
+    assert error.value == pytest.approx(np.mean([equal_error_rate(o.trial_scores, o.same) for o in (words, voices)]))
+    assert set(detection_costs(together(words, voices))) == {"c0", "c1"}
+
+
+def test_changes_are_paired_within_each_corpus() -> None:
+    base = together(outcome(8, 0), outcome(5, 1))
+    for change in changes([base], [base]):
+        assert (change.value, change.low, change.high) == (0, 0, 0)
+    worse = dataclasses.replace(base, correct=base.correct & (base.speaker_corpora[base.clip_speakers] == 0))
+    lost = (resampled([worse]) - resampled([base])).by_corpus()
+    assert dataclasses.astuple(lost["c0"]["accuracy"]) == (0, 0, 0) and lost["c1"]["accuracy"].high < -50
+    with pytest.raises(ValueError, match="scores of other corpora cannot be compared, c0; c1 and one corpus: begin a new study"):
+        changes([base], [outcome(8, 0)])
+
+
+def test_a_trial_across_corpora_is_nothing_that_an_outcome_has() -> None:
+    whole = together(outcome(3, 0), outcome(3, 1))
+    with pytest.raises(AssertionError, match="a trial is of one corpus"):
+        parts(dataclasses.replace(whole, enrol_speakers=whole.enrol_speakers[::-1]))

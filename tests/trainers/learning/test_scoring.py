@@ -8,7 +8,8 @@ import torch
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import rates
+from trainers.learning.metrics import rates, resampled
+from trainers.learning.outcome import parts
 from trainers.learning.scoring import hear, score
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
@@ -133,3 +134,51 @@ def test_a_perfect_keyword_head_scores_all(student: Student, tiny_corpus: Corpus
     for bias, expected in (([0.0, 99.0, 0.0], 1.0), ([99.0, 0.0, 0.0], 0.0)):
         sure.keyword_head.bias.data = torch.tensor(bias)
         assert score(sure, corpus, "val", trials, WINDOW, CPU).correct.mean() == expected
+
+
+def in_two(corpus: Corpus) -> Corpus:
+    """Every clip in two corpora, as `load_corpus` gives them: speakers apart, keywords in common."""
+    columns = {name: np.tile(getattr(corpus, name), 2) for name in ("files", "starts", "lengths", "ids", "splits", "keywords")}
+    speakers = [speaker and f"{name}:{speaker}" for name in ("a", "b") for speaker in corpus.speakers]
+    numbers = np.repeat([0, 1], len(corpus))
+    return dataclasses.replace(
+        corpus, **columns, speakers=np.array(speakers, object), corpora=numbers, names=("x/a.parquet", "x/b.parquet")
+    )
+
+
+def test_an_outcome_knows_of_which_corpus_clips_and_trials_are(student: Student, tiny_corpus: Corpus) -> None:
+    both = in_two(tiny_corpus)
+    trials = make_trials(both, "test", 0)
+    outcome = score(student, both, "test", trials, WINDOW, CPU)
+    assert outcome.corpora.tolist() == ["a", "b"]
+    rows = both.rows("test", with_keyword=True)
+    assert np.array_equal(outcome.speaker_corpora[outcome.clip_speakers], both.corpus_numbers[rows])
+    assert np.array_equal(outcome.speaker_corpora[outcome.enrol_speakers], both.corpus_numbers[trials.enrol])
+    assert len(set(outcome.clip_speakers)) == 2 * 4  # three speakers and a stranger in each
+    alone = score(student, tiny_corpus, "test", make_trials(tiny_corpus, "test", 0), WINDOW, CPU)
+    assert not len(alone.corpora)
+    assert parts(outcome)["a"].correct.tolist() == alone.correct.tolist() == parts(outcome)["b"].correct.tolist()
+    assert (parts(outcome)["a"].clip_speakers == alone.clip_speakers).all()
+
+
+def test_clips_of_every_corpus_are_scored_against_all_keywords(student: Student, tiny_corpus: Corpus) -> None:
+    """Corpus b has words of its own; a head that says one of them for everything errs on all of a."""
+    both = in_two(tiny_corpus)
+    words = [word and f"{word}-b" if number else word for word, number in zip(both.keywords, both.corpus_numbers)]
+    both = dataclasses.replace(both, keywords=np.array(words, object))
+    assert len(both.keyword_labels) == 6
+    sure = Student(student.architecture, student.encoder.geometry, both.keyword_labels)
+    sure.keyword_head.bias.data = torch.eye(6)[both.keyword_labels.index("rise-b")] * 99
+    found = resampled([score(sure, both, "val", make_trials(both, "val", 0), WINDOW, CPU)])
+    own = {name: rate["accuracy"].value for name, rate in found.by_corpus().items()}
+    assert own["a"] == 0 and 30 < own["b"] < 40 and found.rates()[0].value == own["b"] / 2
+
+
+def test_a_corpus_with_nobody_in_the_split_is_none_of_an_outcome(student: Student, tiny_corpus: Corpus) -> None:
+    both = in_two(tiny_corpus)
+    splits = both.splits.copy()
+    splits[both.corpus_numbers == 0] = "train"
+    both = dataclasses.replace(both, splits=splits)
+    outcome = score(student, both, "val", make_trials(both, "val", 0), WINDOW, CPU)
+    assert not len(outcome.corpora)
+    assert rates(outcome) == rates(score(student, tiny_corpus, "val", make_trials(tiny_corpus, "val", 0), WINDOW, CPU))

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from nas.cli.probe import probe
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import equal_error_rate, rates, resampled
+from trainers.learning.errors import equal_error_rate
+from trainers.learning.metrics import rates, resampled
 from trainers.probing.linear import DECAYS, SHRINKAGES, SMALLEST_DEVIATION, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
-from trainers.probing.probe import Probed, chosen, probe_subject, probe_teachers
+from trainers.probing.probe import Probed, _keyword_numbers, _of_clips, _rates_content, chosen, probe_subject, probe_teachers
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import make_trials
 from trainers.teacher.teacher import Teacher
@@ -69,7 +70,7 @@ def test_what_is_linearly_in_a_layer_is_found_and_the_layer_is_chosen(bench: Ben
     assert found.keywords[1].error == 0
     assert found.keywords[0].error > 40  # of 67 by chance
     assert found.speakers[1].error < 10 < 30 < found.speakers[0].error
-    (accuracies, errors), _ = resampled(found.outcomes)
+    (accuracies, errors), _ = resampled(found.outcomes).macro()
     assert accuracies.mean() > 80  # of 33 by chance
     assert errors.mean() < 10
     assert len(found.outcomes) == len(found.keywords[0].fits) == len(bench.seeds)
@@ -77,7 +78,7 @@ def test_what_is_linearly_in_a_layer_is_found_and_the_layer_is_chosen(bench: Ben
 
 def test_nothing_is_found_where_nothing_is(bench: Bench) -> None:
     found = [probed(bench, told=False, seed=seed) for seed in range(3)]
-    accuracies, errors = np.mean([resampled(p.outcomes)[0].mean(1) for p in found], 0)
+    accuracies, errors = np.mean([resampled(p.outcomes).macro()[0].mean(1) for p in found], 0)
     assert 18 < accuracies < 50  # a third by chance, 28 clips
     assert 40 < errors < 60
 
@@ -181,7 +182,7 @@ def test_the_choice_does_not_see_the_test_split(bench: Bench) -> None:
     for a, b in zip((*ours.keywords, *ours.speakers), (*theirs.keywords, *theirs.speakers), strict=True):
         assert (a.strength, a.errors) == (b.strength, b.errors)
         np.testing.assert_array_equal([fit.weight for fit in a.fits], [fit.weight for fit in b.fits])
-    assert resampled(ours.outcomes)[0][0].mean() > resampled(theirs.outcomes)[0][0].mean() + 30
+    assert rates(*ours.outcomes)[0].value > rates(*theirs.outcomes)[0].value + 30
 
 
 def test_pooled_states_are_means_and_deviations_of_each_window(tiny_teacher: Teacher, bench: Bench, tmp_path: Path) -> None:
@@ -254,14 +255,14 @@ def test_a_random_copy_has_the_teachers_shapes_its_own_weights_and_leaves_the_ge
 
 def test_resamples_draw_speakers_and_seeds(bench: Bench) -> None:
     good, poor = probed(bench).outcomes, probed(bench, told=False).outcomes
-    values, drawn = resampled(good[:1])
+    values, drawn = resampled(good[:1]).macro()
     accuracy, eer = rates(good[0])
     assert values[:, 0].tolist() == [accuracy.value, eer.value]
     np.testing.assert_allclose(np.nanpercentile(drawn, (2.5, 97.5), axis=1).T, [[r.low, r.high] for r in (accuracy, eer)])
-    mixed, apart = resampled([good[0], poor[0]]), resampled(poor[:1])
+    mixed, apart = resampled([good[0], poor[0]]).macro(), resampled(poor[:1]).macro()
     assert mixed[0].mean(1) == pytest.approx([accuracy.value / 2 + apart[0][0, 0] / 2, eer.value / 2 + apart[0][1, 0] / 2])
     assert np.nanstd(mixed[1][0]) > np.nanstd(apart[1][0])  # an unlucky seed widens the interval
-    assert np.nanmax(np.abs(resampled(poor)[1] - resampled(poor)[1])) == 0
+    assert np.nanmax(np.abs((resampled(poor) - resampled(poor)).drawn)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +296,26 @@ def test_the_content_holds_every_layer_and_seed(content: dict[str, Any]) -> None
     assert content["subjects"][0]["layers"] == content["subjects"][3]["layers"]
     assert content["synthetic"] is True
     assert content["seeds"] == [0, 1]
+
+
+def test_corpora_are_probed_one_by_one_and_validation_chooses_by_their_mean(bench: Bench) -> None:
+    """Corpus a has one speaker of each split that is scored, and so no trials there."""
+    corpus = bench.corpus
+    numbers = np.array([int(str(speaker)[-1] in "01") for speaker in corpus.speakers])
+    two = bench_of(dataclasses.replace(corpus, corpora=numbers, names=("a.parquet", "b.parquet")), seeds=(0,))
+    with pytest.raises(ValueError, match="allows no trials"):
+        bench_of(dataclasses.replace(corpus, corpora=np.arange(len(corpus)), names=tuple(map(str, range(len(corpus))))))
+    found = probed(two)
+    val = corpus.rows("val", with_keyword=True)
+    heard, wanted = _of_clips(fabricated(two)[0], two, val), _keyword_numbers(two, val)
+    right = found.keywords[0].fits[0](heard).argmax(1) == wanted
+    own = [100 - 100 * right[numbers[val] == number].mean() for number in (0, 1)]
+    assert found.keywords[0].error == pytest.approx(np.mean(own))
+    assert found.outcomes[0].corpora.tolist() == ["a", "b"]
+    content = _rates_content(resampled(found.outcomes))
+    assert {name: set(own) for name, own in content["by_corpus"].items()} == {"a": {"accuracy"}, "b": {"accuracy", "eer"}}
+    words = [rate["accuracy"]["value"] for rate in content["by_corpus"].values()]
+    assert content["keyword_accuracy"]["value"] == pytest.approx(np.mean(words))
 
 
 def run(*arguments: str) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.speech.corpora import Corpus, check_trainable, describe
+from trainers.speech.corpora import Corpus, check_trainable, describe, short_names
 from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import SCHEMA, write_corpus
 
@@ -282,9 +283,24 @@ def test_speakers_and_ids_belong_to_their_corpus_and_keywords_do_not(tmp_path: P
     assert describe(corpus)["remarks"] == list(corpus.remarks)
 
 
-def test_files_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> None:
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     corpus = two_files(tmp_path, "a/speech.parquet", "b/speech.parquet")
-    assert len(set(corpus.speakers)) == 12 and any(str(name).startswith(str(tmp_path / "a")) for name in corpus.speakers)
+    assert corpus.short_names == ("a-speech", "b-speech")
+    assert len(set(corpus.speakers)) == 12 and {"a-speech:train0", "b-speech:train0"} <= set(corpus.speakers)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1), max_size=5, unique=True))
+def test_short_names_differ_and_name_metrics(names: list[str]) -> None:
+    short = short_names(names)
+    assert len(set(short)) == len(short) == len(names)
+    assert all(re.fullmatch(r"[\w.-]{1,60}", name) for name in short)
+
+
+def test_several_corpora_are_described_one_by_one(tmp_path: Path) -> None:
+    content = describe(two_files(tmp_path, "own.parquet", "libri.parquet"))
+    assert list(content["corpora"]) == ["own", "libri"]
+    assert [(found["clips"], found["keywords"], found["speakers"]) for found in content["corpora"].values()] == [(12, 2, 6)] * 2
+    assert "corpora" not in describe(stored(tmp_path, rows(6)))
 
 
 def test_shards_are_one_corpus(tmp_path: Path) -> None:

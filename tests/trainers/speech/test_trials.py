@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.speech.corpora import Corpus
-from trainers.speech.trial_lists import load_trials, write_trials
+from trainers.speech.trial_lists import load_trials, study_trials, write_trials
 from trainers.speech.trials import Trials, make_trials
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data"
@@ -163,18 +163,63 @@ def test_real_trials(tmp_path: Path) -> None:
 
 def in_two(ids: list[str]) -> Corpus:
     """The validation clips twice, in the corpora a and b, with these ids."""
-    twice = corpus_of([*CLIPS[:3], *CLIPS[:3]])
+    twice = corpus_of([*CLIPS[:3], *[(split, word, f"b:{name}") for split, word, name in CLIPS[:3]]])
     return dataclasses.replace(twice, ids=np.array(ids, object), corpora=np.repeat([0, 1], 3), names=("a", "b"))
 
 
-def test_a_trial_is_of_the_corpus_that_has_both_clips(tmp_path: Path) -> None:
+def test_a_list_is_for_the_corpus_that_has_both_clips_of_each_trial(tmp_path: Path) -> None:
     both = in_two(["c0", "a1", "c2", "c0", "b1", "c2"])
-    found = load_trials(write(tmp_path / "t", ("val", "c0", "b1", True), ("val", "c2", "a1", False)), both)["val"]
-    assert (found.enrol.tolist(), found.test.tolist()) == ([3, 2], [4, 1])
-    with pytest.raises(ValueError, match="'c0' and 'c2' names clips that are in several corpora, a and b"):
+    found = load_trials(write(tmp_path / "t", ("val", "c0", "c2", False), ("val", "c0", "b1", True)), both)["val"]
+    assert (found.enrol.tolist(), found.test.tolist()) == ([3, 3], [5, 4])  # c0 and c2 are in both, b1 is not
+    with pytest.raises(ValueError, match="t: its clips are all in several corpora, a and b: give ids that are in one alone"):
         load_trials(write(tmp_path / "t", ("val", "c0", "c2", False)), both)
-    with pytest.raises(ValueError, match="names clips of two corpora, a and b"):
-        load_trials(write(tmp_path / "t", ("val", "a1", "b1", True)), both)
+
+
+def test_a_list_that_mixes_corpora_is_refused_by_its_name_the_trial_and_the_corpora(tmp_path: Path) -> None:
+    both = in_two(["a0", "a1", "a2", "b0", "b1", "b2"])
+    with pytest.raises(ValueError, match="t mixes corpora: the trial of 'a1' and 'b1' pairs a clip of a with one of b; "):
+        load_trials(write(tmp_path / "t", ("val", "a0", "a1", True), ("val", "a1", "b1", True)), both)
+    with pytest.raises(ValueError, match="t mixes corpora: the trial of 'b0' and 'b1' is of b, those before it of a; ") as refused:
+        load_trials(write(tmp_path / "t", ("val", "a0", "a1", True), ("val", "b0", "b1", True)), both)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_id_that_one_corpus_skipped_is_a_clip_of_the_other(tmp_path: Path) -> None:
+    both = dataclasses.replace(in_two(["a0", "a1", "a2", "c0", "b1", "b2"]), skipped=(("c0", "silent"), ("gone", "silent")))
+    lines = (("val", "c0", "b1", True), ("val", "b1", "b2", False), ("val", "b1", "gone", True))
+    assert pairs_of(load_trials(write(tmp_path / "t", *lines), both)["val"]) == [(3, 4, True), (4, 5, False)]
+
+
+def test_a_list_for_each_corpus_and_trials_drawn_within_those_that_have_none(tmp_path: Path) -> None:
+    rows = [(s, word, f"{c}:{s}{n}") for c in "abc" for s in ("val", "test") for n in range(2) for word in ("yes", "no", "up")]
+    three = dataclasses.replace(corpus_of(rows), corpora=np.repeat([0, 1, 2], 12), names=("a", "b", "c"))
+    one = write(tmp_path / "one", ("val", "c0", "c1", True), ("val", "c0", "c4", False))
+    other = write(tmp_path / "other", ("test", "c18", "c19", True), ("test", "c18", "c22", False))
+    found = study_trials([one, other], three, seed=0)
+    assert set(found) == {"val", "test"}
+    for split, listed in (("val", 0), ("test", 1)):
+        numbers = three.corpora[found[split].enrol]  # type: ignore[index]
+        assert np.array_equal(numbers, three.corpora[found[split].test])  # type: ignore[index]
+        assert Counter(numbers.tolist())[listed] == 2 and set(numbers.tolist()) == {0, 1, 2}
+    assert pairs_of(study_trials([], three, seed=0)["val"]) == pairs_of(make_trials(three, "val", 0))
+    with pytest.raises(ValueError, match=r"one and .*again both give val trials of a: give one of them"):
+        study_trials([one, write(tmp_path / "again", ("val", "c0", "c2", True), ("val", "c0", "c5", False))], three, seed=0)
+    with pytest.raises(ValueError, match="again: all 1 val trials are of the same speaker: an EER needs both kinds"):
+        study_trials([write(tmp_path / "again", ("val", "c0", "c2", True))], three, seed=0)
+
+
+def test_a_corpus_that_allows_no_trials_has_none_and_changes_no_others() -> None:
+    """One clip a speaker, as LibriSpeech's 251 speakers here; and one that has nobody in the split."""
+    alone = corpus_of([("val", word, f"b:{name}") for name in range(3) for word in ("yes", "no", "up")])
+    ones = [*[("train", None, f"a:{i}") for i in range(4)], *[("val", w, s) for w, s in zip(alone.keywords, alone.speakers)]]
+    beside = dataclasses.replace(corpus_of([*ones, ("val", None, "c:0"), ("val", None, "c:1")]), names=("a", "b", "c"))
+    beside = dataclasses.replace(beside, corpora=np.repeat([0, 1, 2], [4, 9, 2]))
+    assert [(a - 4, b - 4, same) for a, b, same in pairs_of(make_trials(beside, "val", 3))] == pairs_of(
+        make_trials(alone, "val", 3)
+    )
+    nobody = dataclasses.replace(corpus_of([("val", "yes", "a"), ("val", "no", "b")]), corpora=np.arange(2), names=("a", "b"))
+    with pytest.raises(ValueError, match="allows no trials: they need 2 speakers of one corpus"):
+        make_trials(nobody, "val", 0)
 
 
 def test_ids_that_are_numbers_and_labels_that_are_bits_are_read(tmp_path: Path) -> None:
