@@ -29,6 +29,7 @@ from nas.worker.context import Context
 from nas.worker.evaluate import make_student, own_tuning
 from nas.worker.task import Start, Task, task_json
 from nas.worker.trainings import run_tasks
+from nas.worker.unfinished import forget_all
 from search_spaces.architecture import Architecture, Baseline, Network
 from search_spaces.catalog import paper_student
 from trainers.teacher.teacher import load_teacher
@@ -242,6 +243,8 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
             study.write_json("paper.json", table)
             (study.folder / "paper.md").write_text(markdown(table))
             _publish(study, tracking, records)
+    if not table["failed"]:
+        forget_all(study)
     return table
 
 

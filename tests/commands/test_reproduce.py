@@ -12,6 +12,7 @@ from nas.paper.reproduce import VARIANTS
 from nas.paper.table import build_table, markdown
 from nas.study.budget import read_lines
 from nas.study.folder import open_folder
+from nas.worker.unfinished import FOLDERS
 from trainers.speech.synthetic import speak_corpus
 
 REPRODUCE = [sys.executable, "-m", "nas.cli", "reproduce"]
@@ -71,8 +72,8 @@ def test_the_teachers_setting_is_the_best_by_validation_and_untested(folder: Pat
     assert not list((folder / "studies/paper/students").glob("setting-*/outcome_test.npz"))
 
 
-def test_students_of_a_seed_share_a_distillation(folder: Path) -> None:
-    assert {path.name for path in (folder / "studies/paper/distilled").iterdir()} == {"seed-0.safetensors", "seed-1.safetensors"}
+def test_nothing_is_left_to_go_on_from(folder: Path) -> None:
+    assert not any((folder / "studies/paper" / left).exists() for left in FOLDERS)
 
 
 def test_every_training_is_a_run(folder: Path) -> None:
