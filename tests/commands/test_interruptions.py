@@ -1,4 +1,4 @@
-"""What may happen to a search or an experiment: Ctrl-C, a worker or a driver that is killed. Real Ray, on a small spoken corpus."""
+"""What may happen to a search: Ctrl-C, a worker that is killed, a driver that is killed. Real Ray, on a small spoken corpus."""
 
 import json
 import os
@@ -19,8 +19,6 @@ from nas.stages.pace import Pace
 from nas.stages.plan import Plan
 from nas.study.folder import open_folder
 from nas.worker.trainings import HEARTBEAT
-from trainers.learning.resume import read_position
-from trainers.speech.synthetic import speak_corpus
 
 SRLNAS = [sys.executable, "-m", "nas.cli"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -159,33 +157,3 @@ def test_the_ledger_ends_at_the_budget_across_a_killed_driver(on_known_machine: 
     shortest = pace.rung(8e6, plan.lengths(), 0) * 1.15
     print("budget 360, spent", study.ledger.spent, "shortest rung", shortest, states)
     assert 360 - max(3.6, 2 * shortest) <= study.ledger.spent <= 1.01 * 360 + shortest
-
-
-@pytest.mark.slow
-def test_a_training_of_an_experiment_that_is_killed_goes_on_inside(teacher_folder: Path, tmp_path: Path, srlnas: Run) -> None:
-    """Driver and workers are killed in the middle of a row. It goes on from its checkpoint, which only grows, and the table is that
-    of an experiment which nobody killed."""
-    speak_corpus(tmp_path / "spoken.parquet", speakers=8, clips_per_keyword=1)
-    length = ("--steps", "40", "--distill-steps", "4", "--seeds", "1", "--rates", "1e-3", "--lengths", "1", "--batch", "4")
-    asked = ("reproduce", *length, "--data", "spoken.parquet", "--teacher", str(teacher_folder))
-    srlnas(tmp_path, *asked, "--name", "whole")
-    environment = {**os.environ, "SRLNAS_CHECKPOINT_SECONDS": "0"}
-    command = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    cut = subprocess.Popen([*SRLNAS, *asked, "--name", "cut"], **command)  # type: ignore[call-overload]
-    file = tmp_path / "studies/cut/tuned/teacher-joint-0.safetensors"
-    until(cut, lambda: read_position(file).get("steps", 0) >= 10)
-    os.killpg(cut.pid, signal.SIGKILL)
-    cut.communicate()
-    reached, seen = read_position(file)["steps"], list[int]()
-    again = subprocess.Popen([*SRLNAS, "reproduce", "--resume", "cut"], **command)  # type: ignore[call-overload]
-    while again.poll() is None:
-        with suppress(OSError, ValueError):
-            seen.append(read_position(file).get("steps", 40))
-        time.sleep(0.02)
-    assert again.returncode == 0, again.communicate()
-    assert 10 <= reached < 40 and min(seen) >= reached and any(reached < steps < 40 for steps in seen)
-    tables = [json.loads((tmp_path / f"studies/{name}/paper.json").read_text()) for name in ("whole", "cut")]
-    for table in tables:
-        assert [row.pop("seconds") > 0 for row in table["rows"]]
-    assert tables[0] == tables[1]
-    assert not file.parent.exists()
