@@ -11,8 +11,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ("---",) * len(columns), *map(_cells, table["rows"]))]
     notes = [
         "Test split, means over the seeds, 95 % intervals over speakers and seeds. Changes are against the teacher tuned alike, "
-        "paired, over the seeds that both have. minDCF at a prior of 0.01. Cost: of one seed; CPU time, or wall time where a "
-        "worker has a GPU; a student's distillation is in its joint row, the other variants start from it.",
+        "paired, over the seeds that both have. minDCF at a prior of 0.01.",
+        "Cost: of one seed; CPU time, or wall time where a worker has a GPU. A student's distillation is in its joint row, the "
+        "others start from it. Of a training that was interrupted it counts what came after.",
         *_settings(table["settings"]),
         *(["These results are synthetic: the speech was made by espeak-ng."] if table["synthetic"] else []),
     ]

@@ -201,9 +201,18 @@ def test_an_interrupted_experiment_trains_what_is_missing_and_what_failed_alone(
     table = build_table(study, records, {"teacher_params": 1, "synthetic": True}, read_experiment(study), "little")
     assert table["failed"] == {failed["name"]: "the loss became nan"} and failed["name"] in markdown(table)
     assert (failed["model"], failed["variant"]) not in {(row["model"], row["variant"]) for row in table["rows"]}
+    interrupted = subprocess.Popen([*REPRODUCE, "--resume", "paper"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    while len(list(read_lines(path))) < len(lines):  # until one of them ends
+        assert interrupted.poll() is None
+        time.sleep(0.01)
+    interrupted.send_signal(signal.SIGINT)
+    first = interrupted.communicate()[0]
+    assert interrupted.returncode == 130 and "srlnas reproduce --resume paper" in first
+    so_far = json.loads((study.folder / "paper.json").read_text())
+    assert len(table["rows"]) <= len(so_far["rows"]) < len(json.loads(before)["rows"]) and so_far["best_student"]
     told = run(folder, "--resume", "paper")
     assert "| BC-ResNet | joint |" in told
-    assert told.count("trained in") == 3  # a line for each that was trained again
+    assert len([record for record in read_lines(path) if record["scores"]]) == len(lines) - 2 + 3  # each of three once more
     again = json.loads((folder / "studies/paper/paper.json").read_text())
     for ours, theirs in zip(again["rows"], json.loads(before)["rows"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
