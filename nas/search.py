@@ -22,6 +22,7 @@ from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
 from nas.worker.context import Context
+from nas.worker.unfinished import forget_all
 
 
 def search(study: Study, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
                 raise
             front = report(context, tracking)
     shutil.rmtree(context.batches, ignore_errors=True)
+    forget_all(study)
     return front
 
 

@@ -21,12 +21,16 @@ def reproduce(
     noise: Annotated[str | None, typer.Option(help="Parquet corpus of background noise for augmentation.")] = None,
     teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     student: Annotated[
-        Path | None, typer.Option(help="A trained student's folder, or an architecture as JSON; default: the paper's student.")
+        list[Path] | None,
+        typer.Option(help="A trained student's folder, or an architecture as JSON; may be repeated. The paper's is always there."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Fine-tuning steps.")] = 1000,
     distill_steps: Annotated[int | None, typer.Option(help="Distillation steps; default: as many.")] = None,
-    seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
-    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from.")] = "2e-4,5e-4,1e-3",
+    seeds: Annotated[int, typer.Option(help="Of every row that is tuned for both tasks.")] = 3,
+    seeds_alone: Annotated[
+        int, typer.Option(help="Of the rows for one task, and of those with the encoder frozen; 0 leaves them out.")
+    ] = 1,
+    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from, for each of its rows.")] = "2e-4,5e-4,1e-3",
     lengths: Annotated[str, typer.Option(help="The teacher's lengths to choose from, shares of the steps.")] = "0.5,1",
     recipe: RecipeFile = None,
     batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
@@ -40,8 +44,8 @@ def reproduce(
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Run the paper's experiment: teacher and student, one task, both, frozen, from scratch, and BC-ResNet."""
-    from nas.paper.reproduce import Experiment, new_experiment, read_experiment
+    """Run the paper's experiment: teacher and students, one task, both, frozen, from scratch, and BC-ResNet."""
+    from nas.paper.experiment import Experiment, new_experiment, read_experiment
     from nas.paper.reproduce import reproduce as run
     from nas.stages.preparation import check_config
     from nas.study.config import StudyConfig
@@ -54,9 +58,10 @@ def reproduce(
     else:
         experiment = Experiment(
             seeds=seeds,
+            seeds_alone=seeds_alone,
             rates=numbers(rates, "--rates", float),
             lengths=numbers(lengths, "--lengths", float),
-            student=_read_architecture(student) if student else None,
+            students=_read_students(student or []),
         )
         config = StudyConfig(
             name=name,
@@ -78,6 +83,14 @@ def reproduce(
         raise typer.Exit(INTERRUPTED) from None
     typer.echo((study.folder / "paper.md").read_text())
     typer.echo(f"{study.folder}/paper.md, paper.json; runs in MLflow: srlnas ui")
+
+
+def _read_students(paths: list[Path]) -> dict[str, "Architecture"]:
+    """By the names of their files. Raises ValueError where two have the same."""
+    students = {path.resolve().name if path.is_dir() else path.stem: _read_architecture(path) for path in paths}
+    if len(students) < len(paths):
+        raise ValueError(f"--student names {len(paths)} files of {len(students)} names: rename one")
+    return students
 
 
 def _read_architecture(path: Path) -> "Architecture":

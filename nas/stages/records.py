@@ -9,6 +9,7 @@ from nas.study.folder import Study
 from nas.tracking.mirror import Tracking
 from nas.tracking.outage import Outage
 from nas.worker.presence import Arrival
+from nas.worker.unfinished import forget
 
 
 @dataclass
@@ -63,5 +64,5 @@ class Records:
         self.study.record(candidate)
 
     def end(self, number: int) -> Candidate:
-        (self.study.folder / "distilled" / f"candidate-{number}.safetensors").unlink(missing_ok=True)
+        forget(self.study, f"candidate-{number}")
         return self.running.pop(number).candidate

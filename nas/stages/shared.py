@@ -8,8 +8,7 @@ from pathlib import Path
 
 from nas.stages.plan import Plan, named_file
 from nas.study.budget import Account
-from nas.worker.context import Context, space_of
-from nas.worker.evaluate import SHARED_FILE
+from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_tasks, train_shared
 from trainers.learning.elastic import check_shared
 from trainers.learning.resume import read_position

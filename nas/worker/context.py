@@ -30,6 +30,8 @@ from trainers.speech.trial_lists import study_trials
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher, load_teacher
 
+SHARED_FILE = "shared.safetensors"  # weights of the shared student, in the study folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:

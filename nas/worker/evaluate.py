@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.worker.context import Context, context_of, cost_scores, space_of
+from nas.worker.context import SHARED_FILE, Context, context_of, cost_scores, space_of
 from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
+from nas.worker.unfinished import distilling, forget, tuning
 from search_spaces.architecture import Architecture, Baseline, Network, network_from_dict
 from trainers.learning.distill import distill, distiller
 from trainers.learning.elastic import Elastic, load_shared
@@ -25,7 +26,6 @@ from trainers.learning.metrics import resampled
 from trainers.learning.outcome import Outcome
 from trainers.learning.precision import pick_device
 from trainers.learning.recipe import Recipe
-from trainers.learning.resume import read_position, read_state, write_state
 from trainers.learning.sandwich import train_shared
 from trainers.learning.scoring import score
 from trainers.learning.sharing import shared
@@ -37,7 +37,6 @@ from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, save_student
 from trainers.teacher.teacher import Teacher
 
-SHARED_FILE = "shared.safetensors"
 MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a second
 
 
@@ -45,7 +44,7 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
     """Builds and trains one student, and scores it on every rung; the last one's student is saved.
 
     A report a rung, as it ends: its number from 1 (`rung`), `scores`, wall `seconds` since the last report, and `cpu_seconds` by
-    part. Raises FloatingPointError when training diverges.
+    part, of this process. An interrupted task goes on where it was. Raises FloatingPointError when training diverges.
     """
     context = context_of(task.study)
     torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
@@ -64,6 +63,8 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
                 write_outcome(outcome, folder / f"outcome_{split}.npz")
             scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
         scores |= cost_scores(context, trained.architecture, trained.encoder.geometry)
+        if rung == task.rungs:
+            forget(context.study, task.name)
         yield {"rung": rung, "scores": scores, **watch.lap("scoring")}
 
 
@@ -156,13 +157,11 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made."""
     device, watch = pick_device(), watch or Stopwatch()
     recipe = dataclasses.replace(context.study.config.recipe, **task.tuning)
-    optimizer, done = distiller(student.to(device), recipe), 0
-    kept = context.study.folder / "distilled" / f"{task.distilled}.safetensors" if task.distilled else None
-    if kept and (position := read_position(kept)):
-        done = position["steps"]
-        read_state(kept, student, optimizer, device, done)
+    optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
+    done = checkpoint.read(student, optimizer, device) if checkpoint else 0
     lengths, share = task.lengths(), sharing(context, task)
-    for distill_steps, finetune_steps in lengths[task.done :]:
+    for rung in range(task.done, task.rungs):
+        distill_steps, finetune_steps = lengths[rung]
         if distill_steps > done:
             distill(
                 student,
@@ -175,11 +174,12 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
                 done=done,
                 first_steps=lengths[0][0],
                 optimizer=optimizer,
+                checkpoint=checkpoint,
                 share=share,
             )
             done = distill_steps
-            if kept:
-                write_state(kept, student, optimizer, {"steps": done})
+            if checkpoint and task.distilled:
+                checkpoint.write(student, optimizer, done)
         watch.part("distillation")
         tuned = copy.deepcopy(student)
         finetune(
@@ -192,6 +192,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
             seed=task.seed + 1,
             device=device,
             targets=context.targets,
+            checkpoint=tuning(context, task, rung, recipe),
             share=share,
         )
         watch.part("fine-tuning")

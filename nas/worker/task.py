@@ -17,7 +17,8 @@ Start = Literal["kept layers", "random", "teacher", "shared student"]
 class Task:
     """One training. Plain values alone, so that it travels to any worker as JSON.
 
-    study: absolute folder. name: of the student below its `students/`. start: from the kept teacher layers, at random, the teacher
+    study: absolute folder. name: of the student below its `students/`, and of what an
+    interruption leaves of it; without one it leaves nothing. start: from the kept teacher layers, at random, the teacher
     itself, or with the weights of the study's shared student. splits: those to score; `test` only once a study, for finalists and
     references.
     rungs: lengths at which it is scored, each `reduction` times the one before up to the steps; the rungs `done` are passed over.

@@ -27,8 +27,8 @@ from nas.study.budget import append_line, read_lines
 from nas.study.config import StudyConfig
 from nas.study.folder import Study
 from nas.study.progress import console, progress
-from nas.worker.context import open_context
-from nas.worker.evaluate import SHARED_FILE, build_student, distil_shared, evaluate
+from nas.worker.context import SHARED_FILE, open_context
+from nas.worker.evaluate import build_student, distil_shared, evaluate
 from nas.worker.task import Task, task_from_json, task_json
 from search_spaces.architecture import Architecture
 from search_spaces.catalog import find_space

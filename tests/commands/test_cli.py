@@ -20,7 +20,7 @@ import soundfile
 
 from deploy.target import DATA_SHEET
 from nas.cli.main import main, quantity
-from nas.paper.reproduce import Experiment, new_experiment
+from nas.paper.experiment import Experiment, new_experiment
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
 from nas.study.folder import create_study
@@ -113,7 +113,10 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("reproduce", "--rates", "5"), "rate is 5.0; it is from"),
         (("reproduce", "--rates", "fast"), "--rates is 'fast'"),
         (("reproduce", "--seeds", "0"), "at least one seed"),
+        (("reproduce", "--seeds", "2", "--seeds-alone", "3"), "it is from 0 to the seeds of the joint rows, 2"),
         (("reproduce", "--distill-steps", "0"), "distill_steps is 0"),
+        (("reproduce", "--student", "wide.json", "--student", "./wide.json"), "2 files of 1 names"),
+        (("reproduce", "--student", "Teacher.json"), "name the file otherwise"),
         (("reproduce", "--student", "nobody"), "there is no nobody"),
         (("reproduce", "--student", "."), "there is no architecture.json"),
         (("reproduce", "--student", "wide.json"), "wider than its teacher"),
@@ -137,6 +140,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     wide = {"front_end": "wave", "front_width": 128, "frame_stride": 1, "width": 512}
     (tmp_path / "wide.json").write_text(json.dumps({**wide, "heads": [8], "ffn_dims": [512], "kept_layers": [1]}))
+    (tmp_path / "Teacher.json").write_text((tmp_path / "wide.json").read_text())
     (tmp_path / "old.json").write_text('{"format": 0, "kit": "a"}')
     (tmp_path / "strange.json").write_text('{"format": 1, "kit": "../../etc/passwd"}')
     assert message in refused(tmp_path, *arguments)

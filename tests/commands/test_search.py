@@ -25,6 +25,7 @@ from nas.proposals.scheduler import Rungs
 from nas.report.front import search_front
 from nas.study.candidates import values_of
 from nas.study.folder import open_folder
+from nas.worker.unfinished import FOLDERS
 from trainers.teacher.teacher import load_teacher
 
 SRLNAS = [sys.executable, "-m", "nas.cli"]
@@ -132,7 +133,7 @@ def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_fr
     for number, point, state in arrived:  # the record replays the decisions
         judged[number] = rungs.goes_on(1, point)
         assert (state == "running") == judged[number]
-    assert not list((study.folder / "distilled").iterdir())
+    assert not any((study.folder / folder).exists() for folder in FOLDERS)  # nothing is left to go on from
 
 
 def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:

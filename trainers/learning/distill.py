@@ -10,6 +10,7 @@ from torch import Tensor
 from trainers.learning.batches import Augmentation
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
+from trainers.learning.resume import Checkpoint
 from trainers.learning.streams import DISTILLATION, Share, Stream, alone, distillation_stream
 from trainers.learning.targets import Targets
 from trainers.networks.student import Student
@@ -48,13 +49,14 @@ def distill(
     done: int = 0,
     first_steps: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    checkpoint: Checkpoint | None = None,
     share: Share = alone,
     progress: Progress | None = None,
 ) -> list[float]:
     """Trains the student in place up to `steps`; returns the loss of every step. What it hears is augmented, its targets are clean.
 
     done: steps behind it, to go on exactly, with their `optimizer` (of `distiller`). first_steps: up to which it was to go at
-    first, which sets the warm-up. share: of batches with other students.
+    first, which sets the warm-up. checkpoint: that it is kept in. share: of batches with other students.
     """
     student.to(device).train()
     optimizer = optimizer or distiller(student, recipe)
@@ -66,6 +68,8 @@ def distill(
             group["lr"] = recipe.distill_rate * warm_up(step, first_steps or steps)
         update(student.parameters(), optimizer, loss)
         losses.append(loss.item())
+        if checkpoint:
+            checkpoint.keep(student, optimizer, step + 1)
         if progress:
             progress(step + 1, steps)
     return losses

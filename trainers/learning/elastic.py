@@ -208,7 +208,7 @@ def load_shared(elastic: Elastic, path: Path, device: torch.device, optimizer: t
     """Reads shared weights, if the file is there; as `check_shared`."""
     steps = check_shared(path, elastic.space, elastic.teacher, elastic.recipe, elastic.keywords)
     if steps:
-        read_state(path, elastic, optimizer or distiller(elastic, elastic.recipe), device, steps)
+        read_state(path, elastic, optimizer or distiller(elastic, elastic.recipe), device)
     return steps
 
 

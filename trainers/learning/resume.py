@@ -1,15 +1,60 @@
-"""A training that can go on: weights and both moments of AdamW in one safetensors file, with where it stood."""
+"""A training that can go on: weights, the optimizer's state and the generators' in one safetensors file, with where it stood."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+GENERATORS = "generator."
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """A file that one training is kept in by time, so that an interruption loses no more than that. A short one writes none.
+
+    of: a number of all that the training depends on. The file of another one is passed over, and overwritten.
+    """
+
+    path: Path
+    of: int
+    clock: Callable[[], float] = time.monotonic
+    written: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.written = self.clock()
+
+    def read(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+        """Into what trains; returns the steps that are done. What follows is then what would have followed.
+
+        Raises ValueError where the file is damaged.
+        """
+        position = read_position(self.path)
+        if position.get("of") != self.of:
+            return 0
+        read_state(self.path, model, optimizer, device)
+        _set_generators(self.path, device)
+        return position["steps"]
+
+    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Writes it where the last time is long ago."""
+        if self.clock() - self.written >= interval():
+            self.write(model, optimizer, steps)
+
+    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        write_state(self.path, model, optimizer, {"steps": steps, "of": self.of})
+        self.written = self.clock()
+
+
+def interval() -> float:
+    """Seconds between two checkpoints. The environment's SRLNAS_CHECKPOINT_SECONDS changes it: for a slow disk, and for tests."""
+    return float(os.environ.get("SRLNAS_CHECKPOINT_SECONDS", "30"))
 
 
 def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Mapping[str, int]) -> None:
@@ -19,6 +64,7 @@ def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
         for moment in MOMENTS:
             if parameter in optimizer.state:  # nothing has changed a parameter without a gradient
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    tensors |= {GENERATORS + name: state for name, state in _generators(next(model.parameters()).device).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")  # two workers may write the same
     where = {name: str(value) for name, value in position.items()}
@@ -39,11 +85,23 @@ def read_position(path: Path) -> dict[str, int]:
         raise ValueError(f"{path} is damaged: remove it to begin anew ({error})") from None
 
 
-def read_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, step: int) -> None:
-    """Into the model and the optimizer, which has made `step` steps."""
+def read_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Into the model and the optimizer; torch's generators stay as they are."""
     tensors = load_file(path, device=str(device))
     model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():
         if f"exp_avg.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-            optimizer.state[parameter] = {"step": torch.tensor(float(step), device=device), **moments}
+            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators, which dropout draws from, (bytes,) each."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_generators(path: Path, device: torch.device) -> None:
+    with safe_open(path, "pt") as file:
+        torch.set_rng_state(file.get_tensor(GENERATORS + "cpu"))
+        if device.type == "cuda" and GENERATORS + "cuda" in set(file.keys()):  # it may go on on another device
+            torch.cuda.set_rng_state(file.get_tensor(GENERATORS + "cuda"), device)

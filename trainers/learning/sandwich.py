@@ -19,7 +19,7 @@ from trainers.learning.distill import CLIP_NORM, distillation_loss, distiller, w
 from trainers.learning.elastic import Elastic, identity, load_shared, number_of
 from trainers.learning.finetune import finetune
 from trainers.learning.precision import autocast
-from trainers.learning.resume import read_position, write_state
+from trainers.learning.resume import Checkpoint, read_position, write_state
 from trainers.learning.streams import DISTILLATION, Share, alone, distillation_stream
 from trainers.learning.targets import Targets
 
@@ -33,7 +33,8 @@ def train_shared(
     elastic: Elastic, targets: Targets, *, steps: int, augment: Augmentation, seed: int, device: torch.device, path: Path
 ) -> None:
     """Distils the shared weights for a share of the steps (`distilled_steps`), then tunes them for all of them, and writes them to
-    `path`, from which an interrupted distillation goes on; tuning begins anew. Raises as `distill_shared`.
+    `path`, from which an interrupted distillation goes on; tuning goes on from a checkpoint beside it, which it takes away.
+    Raises as `distill_shared`.
 
     The seed is that of the candidates, so that their random matrix of speaker classes begins as this one's did: with another one
     what was inherited is lost in part, and EERs rose by two points or more.
@@ -44,8 +45,21 @@ def train_shared(
     distill_shared(elastic, targets, steps=distilled, augment=augment, seed=seed, device=device, path=path)
     recipe = dataclasses.replace(elastic.recipe, rate=RATE * elastic.recipe.rate)
     tuned = Sandwich(elastic, seed)
-    finetune(tuned, targets.corpus, recipe, steps=steps, window=targets.window, augment=augment, seed=seed + 1, device=device)
+    made_of = [identity(elastic.space, elastic.teacher, recipe), elastic.keywords, targets.corpus.digest, steps, seed]
+    checkpoint = Checkpoint(path=path.with_name(f"tuned-{path.name}"), of=number_of([*made_of, dataclasses.asdict(recipe)]))
+    finetune(
+        tuned,
+        targets.corpus,
+        recipe,
+        steps=steps,
+        window=targets.window,
+        augment=augment,
+        seed=seed + 1,
+        device=device,
+        checkpoint=checkpoint,
+    )
     write_shared(path, elastic, distiller(elastic, recipe), steps=distilled, tuned=steps)
+    checkpoint.path.unlink(missing_ok=True)
 
 
 def distilled_steps(steps: int) -> int:
@@ -116,12 +130,14 @@ class Sandwich(nn.Module):
 
     def __init__(self, elastic: Elastic, seed: int) -> None:
         super().__init__()
-        self.elastic, self.seed, self.heard = elastic, seed, 0
+        self.elastic, self.seed = elastic, seed
         self.keywords, self.predicted_layers = elastic.keywords, elastic.teacher.predicted_layers
+        self.heard: Tensor  # batches; a buffer, so that a training goes on with the members that come next
+        self.register_buffer("heard", torch.zeros((), dtype=torch.int64))
 
     def forward(self, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits and embeddings, (3 x batch, ...)."""
-        members = sandwich(self.elastic.space, self.seed, self.heard)
+        members = sandwich(self.elastic.space, self.seed, int(self.heard))
         self.heard += 1
         logits, embeddings = zip(*(self.elastic(member, audio_bn) for member in members))
         return torch.cat(logits), torch.cat(embeddings)

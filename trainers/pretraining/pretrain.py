@@ -313,7 +313,7 @@ def _restore(run: Pretraining, model: MaskedPredictor, optimizer: torch.optim.Op
     """The weights; within an iteration also its head and the optimizer, which a new iteration begins anew."""
     path = run.folder / CHECKPOINT_FILE
     if same_iteration:
-        read_state(path, model, optimizer, run.device, _position(run)[1])
+        read_state(path, model, optimizer, run.device)
         return
     start = "model.encoder."
     tensors = load_file(path, device=str(run.device))

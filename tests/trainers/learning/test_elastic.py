@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from search_spaces.architecture import Architecture, frame_count
 from search_spaces.space import RandomChooser, SearchSpace
 from trainers.learning.batches import Augmentation
+from trainers.learning.distill import update
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
 from trainers.learning.recipe import Recipe
@@ -169,6 +171,39 @@ def test_a_training_that_ended_is_not_repeated(tiny_teacher: Teacher, targets: T
     again = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
     assert load_shared(again, path, CPU) == distilled_steps(8)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in elastic.state_dict().items())
+
+
+def test_an_interrupted_tuning_goes_on_exactly(
+    tiny_teacher: Teacher, targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the members that would have come next. Cut within a step of two updates."""
+
+    class Cut(Exception):
+        pass
+
+    def run(path: Path, cut: int = 10**9) -> Elastic:
+        torch.manual_seed(0)
+        elastic, left = Elastic(SPACE, tiny_teacher, RECIPE, WORDS), iter(range(cut))
+
+        def counted(*arguments: Any) -> None:
+            if next(left, None) is None:
+                raise Cut
+            update(*arguments)
+
+        monkeypatch.setattr("trainers.learning.finetune.update", counted)
+        with suppress(Cut):
+            train_shared(elastic, targets, steps=6, augment=Augmentation(), seed=0, device=CPU, path=path)
+        made.append(cut - len(list(left)))
+        return elastic
+
+    made = list[int]()
+    monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "0")
+    whole = run(tmp_path / "whole.safetensors", 100)
+    run(tmp_path / "parts.safetensors", 7)
+    parts = run(tmp_path / "parts.safetensors", 100)
+    assert made == [12, 7, 6]
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.safetensors", "parts.safetensors"}
 
 
 def test_a_step_trains_both_ends_and_a_random_member() -> None:

@@ -110,7 +110,7 @@ def test_a_training_goes_on_from_its_file(targets: Targets, tmp_path: Path) -> N
     other = student_of(targets).to(device)
     fresh = distiller(other, RECIPE)
     assert read_position(tmp_path / "state.safetensors") == {"steps": 2}
-    read_state(tmp_path / "state.safetensors", other, fresh, device, 2)
+    read_state(tmp_path / "state.safetensors", other, fresh, device)
     went_on = distill(other, targets, RECIPE, steps=4, done=2, optimizer=fresh, **options)
     assert went_on == pytest.approx(distilled(targets, device, first_steps=2)[2:], rel=0.01)
 

@@ -1,0 +1,147 @@
+"""A training that is cut anywhere and goes on: every loss and every weight is what an uninterrupted one has, to the last bit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces.architecture import Architecture, Baseline, Network
+from trainers.learning.batches import Augmentation
+from trainers.learning.distill import distill, distiller
+from trainers.learning.finetune import finetune, one_cycle
+from trainers.learning.recipe import Recipe
+from trainers.learning.resume import Checkpoint, read_position
+from trainers.learning.targets import Targets, prepare_targets
+from trainers.networks.student import Student
+from trainers.speech.corpora import Corpus
+from trainers.teacher.teacher import Teacher
+
+CPU = torch.device("cpu")
+WINDOW, STEPS = 4880, 8
+STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
+Trained = tuple[Student, list[Any]]
+Train = Callable[[Checkpoint | None, Any], Trained]
+
+
+class Cut(Exception):
+    """What happens in the middle."""
+
+
+@pytest.fixture(scope="module")
+def targets(tiny_teacher: Teacher, tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Targets:
+    cache = tmp_path_factory.mktemp("cache")
+    return prepare_targets(tiny_teacher, tiny_corpus, cache, window=WINDOW, limit=60, seed=0, mode="cached")
+
+
+@dataclass
+class Course:
+    """A clock that stands, but for a minute before the step that is `written`; nothing more happens after the step of the `cut`."""
+
+    written: int = 0
+    cut: int = 0
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def progress(self, step: int, steps: int) -> None:
+        if step == self.cut:
+            raise Cut
+        if step + 1 == self.written:
+            self.now += 60.0
+
+
+def kept(path: Path, clock: Callable[[], float], of: int = 1) -> Checkpoint:
+    return Checkpoint(path=path, of=of, clock=clock)
+
+
+def distilled(targets: Targets) -> Train:
+    def train(checkpoint: Checkpoint | None, progress: Any) -> Trained:
+        student, recipe = built(targets, STUDENT), Recipe(batch=4)
+        optimizer = distiller(student, recipe)
+        done = checkpoint.read(student, optimizer, CPU) if checkpoint else 0
+        options: Any = {"augment": Augmentation(), "seed": 1, "device": CPU, "done": done, "optimizer": optimizer}
+        losses = distill(student, targets, recipe, steps=STEPS, checkpoint=checkpoint, progress=progress, **options)
+        return student, losses
+
+    return train
+
+
+def tuned(targets: Targets, network: Network, **changed: Any) -> Train:
+    def train(checkpoint: Checkpoint | None, progress: Any) -> Trained:
+        student, recipe = built(targets, network), Recipe(batch=4, **changed)
+        options: Any = {"window": WINDOW, "augment": Augmentation(), "seed": 1, "device": CPU, "targets": targets}
+        losses = finetune(student, targets.corpus, recipe, steps=STEPS, checkpoint=checkpoint, progress=progress, **options)
+        return student, losses
+
+    return train
+
+
+def built(targets: Targets, network: Network) -> Student:
+    torch.manual_seed(0)
+    teacher, options = targets.teacher, dict[str, Any]()
+    if isinstance(network, Architecture):
+        options = {"predicted_layers": teacher.predicted_layers, "target_width": teacher.architecture.width}
+    return Student(network, teacher.geometry, ("fall", "flat", "rise"), heads="every state", is_folded=False, **options)
+
+
+TRAININGS: dict[str, Callable[[Targets], Train]] = {
+    "distillation": distilled,
+    "both tasks": lambda targets: tuned(targets, STUDENT),
+    "one task": lambda targets: tuned(targets, STUDENT, keywords=False),
+    "heads alone": lambda targets: tuned(targets, STUDENT, frozen=True),
+    "distillation kept on": lambda targets: tuned(targets, STUDENT, distilling=0.5),
+    "BC-ResNet, whose dropout draws": lambda targets: tuned(targets, Baseline()),
+}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_what_was_cut_goes_on_to_the_last_bit(training: str, targets: Targets, tmp_path: Path) -> None:
+    """Cut twice, each time some steps behind the last checkpoint, with other draws from torch's generator between."""
+    train = TRAININGS[training](targets)
+    whole, at_once = train(None, None)
+    path = tmp_path / "checkpoint.safetensors"
+    for written, cut in ((2, 4), (5, 7)):
+        course = Course(written, cut)
+        with pytest.raises(Cut):
+            train(kept(path, course), course.progress)
+        assert read_position(path)["steps"] == written
+        torch.randn(7)
+    parts, rest = train(kept(path, Course()), None)
+    assert rest == at_once[5:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def test_a_short_training_writes_nothing(targets: Targets, tmp_path: Path) -> None:
+    tuned(targets, STUDENT)(kept(tmp_path / "checkpoint.safetensors", Course()), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_checkpoint_of_another_training_is_passed_over_and_overwritten(targets: Targets, tmp_path: Path) -> None:
+    path, train = tmp_path / "checkpoint.safetensors", tuned(targets, STUDENT)
+    course, again = Course(written=4, cut=5), Course(written=3)
+    with pytest.raises(Cut):
+        tuned(targets, STUDENT, rate=1e-2)(kept(path, course, of=2), course.progress)
+    _, losses = train(kept(path, again, of=1), again.progress)
+    assert losses == train(None, None)[1]
+    assert read_position(path) == {"steps": 3, "of": 1}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("updates", [1, 2, 6, 7, 40, 1001])
+def test_the_rates_are_those_of_torchs_one_cycle(updates: int) -> None:
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.Adam([{"params": [weight]} for weight in weights])
+    highest = [3e-4, 0.0]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, highest, total_steps=updates + 1, pct_start=0.15, cycle_momentum=False
+    )
+    for update in range(updates):
+        assert [one_cycle(update, updates, rate) for rate in highest] == [group["lr"] for group in optimizer.param_groups]
+        optimizer.step()
+        schedule.step()
