@@ -143,6 +143,7 @@ def make_student(
         target_width=teacher.architecture.width if distilled else 0,
         heads=recipe.heads,
         matching=recipe.matching,
+        speaker_layer=recipe.speaker_layer,
         is_folded=False,
     )
     if start == "teacher":

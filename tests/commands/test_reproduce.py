@@ -75,7 +75,7 @@ def kill_tree(pid: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
-    """A working folder in which an experiment of two corpora was killed, went on and has ended; `voices` has no keywords to test."""
+    """A working folder in which an experiment was killed, went on and has ended: of two corpora, `voices` without words to test."""
     made = tmp_path_factory.mktemp("work")
     asked = list[str]()
     for seed, name in enumerate(("spoken", "voices")):

@@ -71,6 +71,7 @@ class Elastic(nn.Module):
             target_width=self.teacher.architecture.width,
             heads=self.recipe.heads,
             matching=self.recipe.matching,
+            speaker_layer=self.recipe.speaker_layer,
             is_folded=False,
         )
 

@@ -37,6 +37,8 @@ class Student(nn.Module):
 
     heads: read the predictions, or as in `search_spaces.architecture.head_inputs`.
     matching: the last state predicts every layer, or the state as far up the student as the layer is up the teacher.
+    speaker_layer: the teacher's layer up to which what the speaker head reads trains the encoder; the states above, where the words
+    are, it reads as they are. Of heads that read every state.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Student(nn.Module):
         target_width: int = 0,
         heads: Heads = "predictions",
         matching: Matching = "last state",
+        speaker_layer: int | None = None,
         is_folded: bool = True,
     ) -> None:
         super().__init__()
@@ -61,9 +64,18 @@ class Student(nn.Module):
         widths = (
             (target_width * len(predicted_layers),) * 2 if self.heads == "predictions" else head_inputs(architecture, self.heads)
         )
+        self.voiced = self._voiced(speaker_layer) if self.heads == "every state" else widths[1]
         self.norm = nn.Identity() if is_folded else nn.BatchNorm1d(widths[1], affine=False)
         self.keyword_head = nn.Linear(widths[0], len(keywords))
         self.speaker_head = nn.Linear(widths[1], EMBEDDING_DIM)
+
+    def _voiced(self, speaker_layer: int | None) -> int:
+        """How many of the features, the lowest states' first, the speaker's loss trains the encoder by."""
+        a = self.architecture
+        depth = a.depth if isinstance(a, Architecture) else 0
+        if isinstance(a, Architecture) and speaker_layer is not None:
+            depth = sum(layer <= speaker_layer for layer in a.kept_layers)
+        return 2 * a.width * (1 + depth)
 
     @property
     def architecture(self) -> Network:
@@ -85,6 +97,8 @@ class Student(nn.Module):
         """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""
         features_bf = self._features(self._pooled(x_bn))
         of_words_bf = features_bf[:, -self.keyword_head.in_features :]  # the last state's are the last
+        if features_bf.requires_grad and self.voiced < features_bf.shape[1]:
+            features_bf = torch.cat([features_bf[:, : self.voiced], features_bf[:, self.voiced :].detach()], -1)
         return self.keyword_head(of_words_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
 
     def _pooled(self, x_bn: Tensor) -> Tensor:
