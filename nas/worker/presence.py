@@ -87,7 +87,7 @@ def what_ray_wrote() -> str:
     """The last line of the latest that workers, their set-up or the raylet wrote as errors on this node; empty without one."""
     files = [*_logs().glob("worker-*.err"), *_logs().glob("raylet.err"), *_logs().glob("runtime_env_setup-*.log")]
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
-        if lines:
+        lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
+        if lines := [line for line in lines if line and not line.startswith(":")]:  # `:job_id:` is a mark, written by every worker
             return lines[-1][:SAID]
     return ""

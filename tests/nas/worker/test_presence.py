@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.worker.presence import Arrival, announce
+from nas.worker import presence
+from nas.worker.presence import Arrival, announce, what_ray_wrote
 
 
 @pytest.fixture
@@ -50,3 +51,12 @@ def test_every_second_is_paid_once(task: str) -> None:
     first = arrival.pay()
     assert first > 0 and arrival.owed() < first
     assert arrival.paid == pytest.approx(first)
+
+
+def test_a_mark_of_every_worker_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_logs", lambda: tmp_path)
+    worker = tmp_path / "worker-1-01000000-7.err"
+    worker.write_text(":job_id:01000000\n:task_name:run_task\n")
+    assert what_ray_wrote() == ""
+    worker.write_text(":job_id:01000000\nbash: /no/such/python: No such file or directory\n")
+    assert what_ray_wrote() == "bash: /no/such/python: No such file or directory"

@@ -197,3 +197,17 @@ def test_layer_to_layer_each_layer_is_predicted_from_the_state_as_far_up() -> No
     states, predicted = built.encoder(audio), built.predict_teacher(audio, 15)  # two layers for the teacher's six
     for at, prediction in zip((1, 2, 2), predicted, strict=True):
         torch.testing.assert_close(prediction, states[at][..., :10])
+
+
+@pytest.mark.parametrize(("layer", "trained"), [(0, 0), (1, 1), (3, 1), (4, 2), (None, 2)])
+def test_the_speaker_s_loss_trains_the_layers_up_to_the_one_that_is_named(layer: int | None, trained: int) -> None:
+    """Of layers that began as the teacher's 1 and 4. The words' loss trains all of them, and what is computed stays the same."""
+    whole, built = (with_statistics(student(heads="every state", speaker_layer=of)) for of in (None, layer))
+    for ours, expected in zip(built(noise(2, 5300)), whole(noise(2, 5300)), strict=True):
+        assert torch.equal(ours, expected)
+    for place, reached in ((1, trained), (0, 2)):
+        built.zero_grad()
+        built(noise(2, 5300))[place].square().cumsum(-1).sum().backward()
+        has = [any(weight.grad is not None and weight.grad.any() for weight in each.parameters()) for each in built.encoder.layers]  # type: ignore[union-attr]
+        assert has == [i < reached for i in range(2)]
+        assert all(weight.grad is not None for weight in built.encoder.front.parameters())  # type: ignore[union-attr]
