@@ -1,4 +1,5 @@
-"""Joint fine-tuning on both tasks: a keyword batch, then a speaker batch, each an update of all parameters (arXiv 2210.16611)."""
+"""Joint fine-tuning on both tasks: a keyword batch and a speaker batch, of which each is an update of all parameters (arXiv
+2210.16611), or both together are one."""
 
 import dataclasses
 import math
@@ -103,7 +104,7 @@ def finetune(
     """Trains the student in place on the corpus' train split; returns each task's loss of every step that it
     trained, keywords first.
 
-    steps: of one update a task each.
+    steps: of one batch a task, each an update, or both together one (`Recipe.speaker_weight`).
     targets: of the distillation loss, where the recipe keeps it and the student has prediction layers.
     checkpoint: that it is kept in, and goes on from. share: of batches with other students.
     """
@@ -139,16 +140,20 @@ def finetune(
         loss: Tensor = angular(embedding, wanted)
         return loss + recipe.distilling * next(kept) if kept else loss
 
-    tasks = [loss for loss, is_asked in ((keyword_loss, recipe.keywords), (speaker_loss, recipe.speakers)) if is_asked]
+    weighted = ((keyword_loss, 1.0, recipe.keywords), (speaker_loss, recipe.speaker_weight, recipe.speakers))
+    tasks = [(loss, weight) for loss, weight, is_asked in weighted if is_asked]
+    is_joint = len(tasks) == 2 and recipe.speaker_weight > 0
+    updates = [tasks] if is_joint else [[(loss, 1.0)] for loss, _ in tasks]  # of a step
     losses = []
     for step in range(done, steps):
-        computed = []
-        for place, task in enumerate(tasks):
-            loss = task(step)
+        computed = list[float]()
+        for place, summed in enumerate(updates):
+            each = [loss(step) for loss, _ in summed]
             for group in optimizer.param_groups:
-                group["lr"] = one_cycle(len(tasks) * step + place, len(tasks) * steps, group["highest"])
-            update(student.parameters(), optimizer, loss)
-            computed.append(loss.item())
+                group["lr"] = one_cycle(len(updates) * step + place, len(updates) * steps, group["highest"])
+            total = torch.stack([weight * loss for loss, (_, weight) in zip(each, summed, strict=True)]).sum()
+            update(student.parameters(), optimizer, total)
+            computed += [loss.item() for loss in each]
         losses.append(tuple(computed))
         if checkpoint:
             checkpoint.keep(both, optimizer, step + 1)

@@ -143,6 +143,18 @@ def test_keywords_and_speakers_are_learnt_together(trained: tuple[Student, list[
     assert alike[same].mean() > alike[~same].mean() + 0.5
 
 
+def test_both_losses_may_share_an_update(tiny_corpus: Corpus, trained: tuple[Student, list[tuple[float, ...]]]) -> None:
+    """Its first losses are those of updates apart; then half as many updates learn both tasks too. A speaker's loss that weighs
+    nearly nothing leaves the words to themselves."""
+    together, words = student(), student()
+    losses = np.array(tuned(together, tiny_corpus, 60, speaker_weight=0.3)).T
+    assert losses[0][0] == trained[1][0][0] and losses.shape == (2, 60)
+    assert losses[0][-10:].mean() < 0.5 * losses[0][:5].mean() and losses[1][-10:].mean() < 0.5 * losses[1][:5].mean()
+    slight = np.array(tuned(words, tiny_corpus, 20, speaker_weight=1e-9)).T[0]
+    alone = np.array(tuned(student(), tiny_corpus, 20, speakers=False)).T[0]
+    assert slight == pytest.approx(alone, rel=2e-2)
+
+
 def test_it_holds_for_speakers_that_were_not_heard(trained: tuple[Student, list[tuple[float, ...]]], tiny_corpus: Corpus) -> None:
     rows = tiny_corpus.rows("test", with_keyword=True)
     logits, _ = hear(trained[0].folded(), tiny_corpus, rows, WINDOW, CPU)
