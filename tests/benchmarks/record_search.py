@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--trials", required=True)
     parser.add_argument("--noise")
-    parser.add_argument("--teacher", default="mini")
+    parser.add_argument("--teacher", default="mini-hubert")
     parser.add_argument("--cache", default="studies/.cache")
     parser.add_argument("--out", type=Path, default=Path("build/bench/search"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())

@@ -42,9 +42,9 @@ class Recipe:
     distill_rate: float = 1e-3
     rate: float = 5e-4
     front_rate: float = 1.0
-    speaker_weight: float = 0.0
+    speaker_weight: float = 0.3
     speaker_layer: int = 1000
-    margin: Margin = "angular"
+    margin: Margin = "additive"
     speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
     speaker_speeds: tuple[float, ...] = (1.0,)
     distilling: float = 0.0
