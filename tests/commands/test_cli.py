@@ -237,6 +237,13 @@ def test_limits_that_no_student_keeps(on_known_machine: Path, limit: tuple[str, 
     assert "no candidate" in line and re.search(message, line), line
 
 
+def test_a_window_longer_than_a_whisper_s_positions(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text('description = "listens for long"\nwindow = 480400\n')
+    reason = "a window of 480400 samples is longer than the teacher's positions, which end at 480000"
+    assert reason in refused(tmp_path, "search", "--target", "long.toml")
+    assert reason in refused(tmp_path, "teacher", "probe", "mini", "--window", "480400")
+
+
 def test_a_teacher_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused(tmp_path, "search", "--teacher", "empty")
