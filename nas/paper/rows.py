@@ -18,7 +18,6 @@ from nas.paper.experiment import (
     from_scratch,
     slug,
 )
-from nas.stages.finalists import equal_updates
 from nas.worker.context import Context
 from nas.worker.evaluate import own_tuning
 from nas.worker.task import Start
@@ -96,8 +95,9 @@ class Rows:
         return self._row(TEACHER, variant, seed, tuning=tuning, finetune_steps=setting.finetune_steps)
 
     def _from_nothing(self, model: str, seed: int, network: Network) -> Row:
-        """With as many updates as both trainings of a student."""
-        fields: dict[str, Any] = {"finetune_steps": equal_updates(*self.steps), "tuning": own_tuning(network)}
+        """With as many updates as both trainings of a student; where a step of fine-tuning is one update, it hears more windows."""
+        (distill, finetune), is_joint = self.steps, self.context.study.config.recipe.speaker_weight > 0
+        fields: dict[str, Any] = {"finetune_steps": finetune + distill // (1 if is_joint else 2), "tuning": own_tuning(network)}
         return self._row(model, JOINT, seed, architecture=network, start="random", distill_steps=0, **fields)
 
     def _row(self, model: str, variant: str, seed: int, **changed: Any) -> Row:

@@ -113,7 +113,7 @@ def _predictions(front: Front) -> Iterator[str]:
 def _shared_start(front: Front) -> Iterator[str]:
     if any(member["start"] == "shared student" for member in front["members"]):
         yield (
-            "Members began with the weights of the search's shared student and were tuned for as many updates as references were "
+            "Members began with the weights of the search's shared student and were tuned on as many windows as references were "
             "distilled and tuned; its own training is in the ledger."
         )
 
@@ -123,7 +123,7 @@ def _knee_from_scratch(front: Front) -> Iterator[str]:
     knee = next((member for member in front["members"] if "knee" in member["aliases"]), None)
     if scratch and knee and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
         yield (
-            "The knee's architecture trained from scratch, with as many updates, is not worse in both scores (test): "
+            "The knee's architecture trained from scratch, on as many windows, is not worse in both scores (test): "
             "distillation did not pay at this length."
         )
 

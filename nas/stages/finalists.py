@@ -44,7 +44,7 @@ class Choice:
         return finals
 
     def scratch(self) -> Final | None:
-        """The front's knee at random, fine-tuned for as many updates as it was distilled and fine-tuned for; None where no
+        """The front's knee at random, fine-tuned on as many windows as it was distilled and fine-tuned on; None where no
         finalist was trained."""
         trained = [final for final in read_finals(self.context.study) if final.role == "finalist" and final.scores]
         if not trained:
@@ -57,7 +57,7 @@ class Choice:
             architecture=best.architecture,
             start="random",
             distill_steps=0,
-            finetune_steps=equal_updates(best.distill_steps, best.finetune_steps),
+            finetune_steps=equal_windows(best.distill_steps, best.finetune_steps),
             candidate=best.candidate,
         )
 
@@ -114,16 +114,16 @@ class Choice:
                 architecture=Baseline(),
                 start="random",
                 distill_steps=0,
-                finetune_steps=equal_updates(distill, steps),
+                finetune_steps=equal_windows(distill, steps),
             ),
         ]
 
     def _finalists(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
-        """Those that begin with a shared student's weights are tuned for as many updates as others are distilled and tuned."""
+        """Those that begin with a shared student's weights are tuned on as many windows as others are distilled and tuned."""
         distill, tune = self._distill_steps(steps), steps
         start: Start = self.context.study.config.recipe.start
         if self.plan.shared_steps:
-            distill, tune, start = 0, equal_updates(distill, steps), "shared student"
+            distill, tune, start = 0, equal_windows(distill, steps), "shared student"
         return [
             Final(
                 name=f"final-{candidate.number}",
@@ -156,8 +156,9 @@ def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candida
     return chosen
 
 
-def equal_updates(distill_steps: int, finetune_steps: int) -> int:
-    """Fine-tuning steps, of two updates each, of what is not distilled: as many updates as both trainings of a student."""
+def equal_windows(distill_steps: int, finetune_steps: int) -> int:
+    """Fine-tuning steps, of two batches each, of what is not distilled: it hears as many windows as both trainings of a student, of
+    whose steps of distillation each has one batch."""
     return finetune_steps + distill_steps // 2
 
 
