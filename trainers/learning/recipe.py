@@ -25,7 +25,7 @@ class Recipe:
     (arXiv 2305.17651). heads: what they read. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine; front_rate:
     that of the convolutions over all others'.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the
-    paper. There Adam's moments are shared, and the speaker's gradients, which are larger, swamp the keywords'.
+    paper.
     speaker_layer: the last of the teacher's layers that the speaker's loss trains, from 0 (the convolutions alone); see `Student`.
     margin: of the speaker's loss. speeds, equalizer_db, mask_share: of keyword windows alone, since pitch and microphone tell a
     voice; see `Augmentation`. speaker_speeds: one is drawn for every speaker window; a speaker at another speed is another
@@ -42,7 +42,7 @@ class Recipe:
     distill_rate: float = 1e-3
     rate: float = 5e-4
     front_rate: float = 1.0
-    speaker_weight: float = 0.3
+    speaker_weight: float = 0.0
     speaker_layer: int = 1000
     margin: Margin = "additive"
     speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)

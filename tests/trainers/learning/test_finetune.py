@@ -144,12 +144,12 @@ def test_keywords_and_speakers_are_learnt_together(trained: tuple[Student, list[
 
 
 def test_both_losses_may_share_an_update(tiny_corpus: Corpus, trained: tuple[Student, list[tuple[float, ...]]]) -> None:
-    """Its first losses are those of a network that nothing has changed; updates apart learn both tasks too. A speaker's loss that
-    weighs nearly nothing leaves the words to themselves."""
+    """Its first losses are those of a network that nothing has changed; half as many updates learn both tasks too. A speaker's loss
+    that weighs nearly nothing leaves the words to themselves."""
     together, words = student(), student()
-    apart = np.array(tuned(together, tiny_corpus, 60, speaker_weight=0.0)).T
-    assert apart[0][0] == trained[1][0][0] and apart.shape == (2, 60) and apart[1][0] != trained[1][0][1]
-    assert apart[0][-10:].mean() < 0.5 * apart[0][:5].mean() and apart[1][-10:].mean() < 0.5 * apart[1][:5].mean()
+    losses = np.array(tuned(together, tiny_corpus, 60, speaker_weight=0.3)).T
+    assert losses[0][0] == trained[1][0][0] and losses.shape == (2, 60) and losses[1][0] != trained[1][0][1]
+    assert losses[0][-10:].mean() < 0.5 * losses[0][:5].mean() and losses[1][-10:].mean() < 0.5 * losses[1][:5].mean()
     slight = np.array(tuned(words, tiny_corpus, 20, speaker_weight=1e-9)).T[0]
     alone = np.array(tuned(student(), tiny_corpus, 20, speakers=False)).T[0]
     assert slight == pytest.approx(alone, rel=2e-2)
@@ -180,7 +180,7 @@ def test_both_updates_reach_all_weights(tiny_corpus: Corpus) -> None:
 def test_keywords_are_numbered_as_the_student_does(tiny_corpus: Corpus) -> None:
     """The order of the labels is the student's, not the corpus's."""
     built = student(("rise", "fall", "flat"))
-    tuned(built, tiny_corpus, 90)
+    tuned(built, tiny_corpus, 60)
     rows = tiny_corpus.rows("train", with_keyword=True)
     logits, _ = hear(built.folded(), tiny_corpus, rows, WINDOW, CPU)
     said = np.array(["rise", "fall", "flat"], object)[logits.argmax(1)]
