@@ -53,7 +53,7 @@ def steps_kept(folder: Path, *arguments: str) -> Iterator[tuple[int, subprocess.
     options: Any = {"env": EVERY_STEP, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*REPRODUCE, *arguments], cwd=folder, start_new_session=True, **options)
     while process.poll() is None:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # torch's, of a file that goes while it is opened
             yield read_position(folder / f"studies/paper/tuned/{FIRST}.safetensors").get("steps", 0), process
         time.sleep(0.01)
     assert process.returncode in (0, -signal.SIGKILL), process.communicate()
