@@ -169,7 +169,7 @@ def card(facts: Mapping[str, Any]) -> str:
     source = asked["units_from"] or "MFCCs"
     later = f", then of layer {asked['layer']}" if len(asked["steps"]) > 1 else ""
     start = f"the weights of the teacher with digest {asked['start']}" if asked["start"] else "new weights"
-    noise = f"the corpus {asked['noise']}" if asked["noise"] else "white noise, coloured at random,"
+    noise = f"noise of the corpus {asked['noise']}" if asked["noise"] else "white noise, coloured at random,"
     iterations = "; ".join(f"{steps} steps towards {units} units" for steps, units in zip(asked["steps"], asked["units"]))
     return f"""---
 license: {facts["licence"]}
@@ -184,9 +184,9 @@ A HuBERT in transformers format, pretrained by `srlnas teacher pretrain`{" on sy
 - Units: k-means of {source}{later}.
 - Recipe: masked prediction of those units: {iterations};
   {asked["batch"]} windows of {asked["window"]} samples an update, rate {asked["rate"]}, seed {asked["seed"]}.
-- Heard: masks of {asked["mask_frames"]} frames that begin at {asked["mask_share"]:.0%} of frames (frames not masked weigh
-  {asked["unmasked_weight"]:g}); a second talker in
-  {asked["mix_share"]:.0%} and {noise} in {asked["noise_share"]:.0%} of windows; speeds {speeds}.
+- Heard: masks of {asked["mask_frames"]} frames that begin at {asked["mask_share"]:.0%} of frames; frames that are not masked weigh
+  {asked["unmasked_weight"]:g}; a second talker in {asked["mix_share"]:.0%} of windows; {noise} in {asked["noise_share"]:.0%};
+  speeds {speeds}.
 - Cost: {facts["hours"]:.2f} hours on {facts["device"]}.
 - Figures of the last step: {", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())}.
 """
