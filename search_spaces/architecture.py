@@ -28,6 +28,11 @@ def frame_count(samples: int) -> int:
     return 0 if samples < RECEPTIVE_FIELD else (samples - RECEPTIVE_FIELD) // FRAME_SAMPLES + 1
 
 
+def mel_frames(samples: int) -> int:
+    """Frames at 100 Hz of a log-mel without centre padding."""
+    return (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
+
+
 class _Json:
     """Canonical JSON (sorted keys, no blanks, tuples as lists) of a frozen dataclass, and back."""
 
@@ -172,7 +177,7 @@ class Geometry(_Json):
 
     def mel_frames(self, samples: int) -> int:
         """Frames at 100 Hz of the log-mel of a mel front end."""
-        return samples // MEL_HOP if self.family == "whisper" else (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
+        return samples // MEL_HOP if self.family == "whisper" else mel_frames(samples)
 
     @property
     def of_students(self) -> Self:

@@ -8,13 +8,13 @@ from search_spaces.architecture import (
     FRONT_KERNELS,
     FRONT_STRIDES,
     MEL_BINS,
-    MEL_HOP,
     RECEPTIVE_FIELD,
     Architecture,
     Geometry,
     Heads,
     frame_count,
     head_inputs,
+    mel_frames,
 )
 
 BYTES = 4  # of an fp32 number
@@ -105,10 +105,6 @@ def _front(a: Architecture, g: Geometry, samples: int) -> list[_Conv]:
         frames = (frames - kernel) // stride + 1
         convs.append(_Conv(inputs, outputs, kernel, frames))
     return convs
-
-
-def mel_frames(samples: int) -> int:
-    return (samples - RECEPTIVE_FIELD) // MEL_HOP + 1
 
 
 def mel_alive(frames: int) -> int:

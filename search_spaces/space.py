@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
 from typing import Any, Protocol, TypeVar, cast
@@ -91,15 +91,14 @@ class SearchSpace:
 
     def smallest(self, geometry: Geometry) -> Architecture:
         """The member of fewest weights (the first of its kept layers). It need not have the fewest operations."""
-        return min(self.corners(0), key=lambda corner: _params(corner, geometry))
+        return min(self.corners(0), key=lambda corner: _size(corner, geometry))
 
     def largest(self, geometry: Geometry) -> Architecture:
         """The member of most weights (the last of its kept layers)."""
-        return max(self.corners(-1), key=lambda corner: _params(corner, geometry))
+        return max(self.corners(-1), key=lambda corner: _size(corner, geometry))
 
     def corners(self, end: int) -> list[Architecture]:
-        """One for each front end and stride, whose weights do not rise from one to the next; the other fields at one end of their
-        choices, 0 or -1."""
+        """One for each front end and stride; the other fields at one end of their choices, 0 or -1."""
         depth = self.depths[end]
         return [
             Architecture(
@@ -191,5 +190,8 @@ def _dashed(layers: tuple[int, ...]) -> str:
     return "-".join(map(str, layers))
 
 
-def _params(architecture: Architecture, geometry: Geometry) -> int:
-    return cost(architecture, geometry, keywords=1, samples=RECEPTIVE_FIELD).params
+def _size(architecture: Architecture, geometry: Geometry) -> tuple[int, int]:
+    """Weights, then steps. A Whisper's convolution has a longer kernel where there are half as many steps: such a student is not
+    the larger one, and its weights are counted as if it had all."""
+    counted = replace(architecture, frame_stride=1) if geometry.family == "whisper" else architecture
+    return cost(counted, geometry, keywords=1, samples=RECEPTIVE_FIELD).params, -architecture.frame_stride

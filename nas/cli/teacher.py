@@ -121,6 +121,8 @@ def pretrain(
         seed=seed,
     )
     source = unit_source(units_from) if units_from is not None else None
+    if source:
+        source.teacher.geometry.frames(window)  # a Whisper's positions end
     with progress(console(), "decoding") as tick:
         corpus = load_corpus(data or [embedded_corpus(cache)], cache, tick)
         noises = load_corpus([noise], cache) if noise else None

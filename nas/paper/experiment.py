@@ -72,7 +72,10 @@ def new_experiment(config: StudyConfig, experiment: Experiment) -> Study:
 
 
 def read_experiment(study: Study) -> Experiment:
+    """Raises ValueError for an experiment of an older version."""
     fields: dict[str, Any] = study.read_json(EXPERIMENT_FILE)
+    if "students" not in fields:
+        raise ValueError(f"the experiment {study.config.name} was begun by an older version, with one student: begin a new one")
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     students = {name: Architecture.from_dict(student) for name, student in fields["students"].items()}
     return Experiment(**{**fields, **lists, "students": students})

@@ -67,7 +67,7 @@ def check_members(study: Study) -> None:
         except ValueError as error:
             raise ValueError(
                 f"the space of the study {config.name} is another one than its candidates': {error} "
-                f"(candidate {candidate.number}); put the space back in {study.folder}/study.toml, or begin a new study"
+                f"(candidate {candidate.number}); put back space and teacher in {study.folder}/study.toml, or begin a new study"
             ) from None
 
 

@@ -18,7 +18,7 @@ Sampler = Literal["tpe", "nsga2", "gp", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: `mini`, a folder or a hub id.
+    """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: a bundled one, a folder or a hub id.
 
     data: Parquet corpora, side by side; empty for the embedded default. trials: Parquet lists, each for one corpus. noise: Parquet,
     or none.

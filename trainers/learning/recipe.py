@@ -14,6 +14,7 @@ from trainers.speech.corpora import Corpus
 Start = Literal["kept layers", "random"]
 Margin = Literal["angular", "additive"]
 FASTEST, SLOWEST = 2.0, 0.5
+ALL_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Recipe:
     rate: float = 5e-4
     front_rate: float = 1.0
     speaker_weight: float = 0.0
-    speaker_layer: int = 1000
+    speaker_layer: int = ALL_LAYERS
     margin: Margin = "additive"
     speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
     speaker_speeds: tuple[float, ...] = (1.0,)
@@ -67,6 +68,8 @@ class Recipe:
                 raise ValueError(f"the recipe's {field} are {list(speeds)}; each is from {SLOWEST} to {FASTEST}, and there is one")
         if not (self.keywords or self.speakers):
             raise ValueError("the recipe has no task: keywords or speakers must be true")
+        if self.speaker_layer < ALL_LAYERS and self.heads != "every state":
+            raise ValueError(f"the recipe's speaker_layer is {self.speaker_layer}: it needs heads that read every state")
         if self.matching == "layer to layer" and self.heads == "predictions":
             raise ValueError(
                 "layer to layer, predictions come from several states; let the heads read the encoder: mean, every state"
@@ -105,7 +108,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "rate": (1e-7, 1),
     "front_rate": (0, 10),
     "speaker_weight": (0, 100),
-    "speaker_layer": (0, 1000),
+    "speaker_layer": (0, ALL_LAYERS),
     "distilling": (0, 100),
     "noise_share": (0, 1),
     "equalizer_db": (0, 30),

@@ -6,6 +6,7 @@ lengths were found by trial: `tests/benchmarks/README.md`.
 import dataclasses
 import math
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,11 @@ from trainers.learning.distill import CLIP_NORM, distillation_loss, distiller, w
 from trainers.learning.elastic import Elastic, identity, load_shared, number_of
 from trainers.learning.finetune import finetune
 from trainers.learning.precision import autocast
-from trainers.learning.resume import Checkpoint, read_position, write_state
+from trainers.learning.resume import Checkpoint, interval, read_position, write_state
 from trainers.learning.streams import DISTILLATION, Share, alone, distillation_stream
 from trainers.learning.targets import Targets
 
 Progress = Callable[[int, int], None]
-CHECKPOINT_STEPS = 200
 RATE = 1.5  # of the shared student's fine-tuning over a candidate's
 TUNED = 4  # steps of fine-tuning for each of distillation
 
@@ -89,7 +89,7 @@ def distill_shared(
     optimizer = distiller(elastic, elastic.recipe)
     done = load_shared(elastic, path, device, optimizer) if path else 0
     stream = share(DISTILLATION, distillation_stream(targets, elastic.recipe.batch, augment, seed))
-    losses = []
+    losses, written = list[float](), time.monotonic()
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = elastic.recipe.distill_rate * warm_up(step, steps) * cool_down(step, steps)
@@ -108,8 +108,9 @@ def distill_shared(
         nn.utils.clip_grad_norm_(elastic.parameters(), CLIP_NORM)
         optimizer.step()
         losses.append(total)
-        if path and (step + 1 == steps or (step + 1) % CHECKPOINT_STEPS == 0):
+        if path and (step + 1 == steps or time.monotonic() - written >= interval()):
             write_shared(path, elastic, optimizer, steps=step + 1)
+            written = time.monotonic()
         if progress:
             progress(step + 1, steps)
     return losses

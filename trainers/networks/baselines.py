@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces.architecture import Baseline, Geometry
-from search_spaces.cost import BYTES, Cost, mel_alive, mel_frames
+from search_spaces.architecture import Baseline, Geometry, mel_frames
+from search_spaces.cost import BYTES, Cost, mel_alive
 from trainers.networks.encoder import LogMel, normalize
 
 MEL_BINS = 40

@@ -155,6 +155,7 @@ def _inherit_whisper_front(student: WhisperFront, teacher: WhisperFront, channel
         states = F.conv1d(theirs[..., front].transpose(1, 2), weight, bias, second.stride, second.padding).transpose(1, 2)
         scale = wanted.std((0, 1)) / states.std((0, 1)).clamp(min=SMALLEST_DEVIATION)
         weight, bias = scale[:, None, None] * weight, wanted.mean((0, 1)) - scale * (states.mean((0, 1)) - bias)
+    weight = weight.to(our_second.weight.device)  # the teacher may be on another one
     our_second.weight.zero_()
     steps = range(0, our_second.stride[0], second.stride[0])
     for tap in steps:  # one step stands for so many frames: the mean of what they hear

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD, Architecture, Geometry, frame_count
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import update
 from trainers.learning.precision import autocast
@@ -41,7 +41,7 @@ class PretrainRecipe:
     """steps, units: of each iteration. layer: whose hidden state later iterations predict the units of.
 
     batch: windows an update. window: samples. rate: AdamW's at its height. mask_share: of frames at which a masked span of
-    `mask_frames` begins (HuBERT's; with 0.1 and 5 a linear probe of the bundled teacher's layers read two points fewer keywords).
+    `mask_frames` begins (HuBERT's; with 0.1 and 5 a linear probe of `mini-hubert`'s layers read two points fewer keywords).
     unmasked_weight: of the loss over frames that are not masked; HuBERT's is 0.
     mix_share: of windows that a second talker is mixed into (at 0.2 the probe told voices apart less well, where few hours of
     speech are at hand). noise_share: of windows that noise is mixed into. speeds: of the copies of every clip.
@@ -64,6 +64,8 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.units) or not self.steps:
             raise ValueError(f"steps {self.steps} and units {self.units} must name one number for each iteration")
+        if frame_count(self.window) < 2:
+            raise ValueError(f"a window of {self.window} samples has not two frames; {RECEPTIVE_FIELD + FRAME_SAMPLES} have")
         if min(*self.steps, *self.units, self.batch, self.layer) < 1:
             raise ValueError("steps, units, batch and layer must be above zero")
         for name in ("mask_share", "mix_share", "noise_share"):
@@ -171,7 +173,9 @@ def _check_plan(run: Pretraining) -> None:
     plan = json.loads(json.dumps({"recipe": asdict(run.recipe), **digests, **shapes}))
     path = run.folder / PLAN_FILE
     begun = json.loads(path.read_text()) if path.is_file() else plan
-    changed = [name for name in plan if plan[name] != begun.get(name)]  # what an older run does not name was None
+    begun["recipe"] = {"unmasked_weight": 0.0, **begun["recipe"]}  # what an older run does not name
+    begun["geometry"] = Geometry.from_json(begun["geometry"]).to_json()
+    changed = [name for name in plan if plan[name] != begun.get(name)]
     if changed:
         raise ValueError(f"{run.folder} holds a run of another {changed[0]}: continue it as it was begun, or remove the folder")
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def hidden_state(encoder: SpeechEncoder, layer: int) -> Features:
 
 def windows_of(clips: Utterances, window: int) -> Iterator[tuple[int, int, int]]:
     """(utterance, first frame, frames) of windows side by side that cover every frame once."""
-    hop = window // FRAME_SAMPLES
+    hop = frame_count(window)
     for utterance, frames in enumerate(clips.frames):
         for first in range(0, int(frames), hop):
             yield utterance, first, min(hop, int(frames) - first)

@@ -1,5 +1,6 @@
 """Training on a card beside the CPU. No conftest, no pyarrow, no soundfile: `make bench-gpu` runs it where little but torch is."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def distilled(targets: Targets, device: torch.device, **options: Any) -> list[fl
     return distill(student_of(targets), targets, RECIPE, **{**common, **options})
 
 
-def test_states_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, audio = load_teacher("mini-hubert"), 0.1 * torch.randn(4, WINDOW)
+@pytest.mark.parametrize("name", ["mini", "mini-hubert"])
+def test_states_are_those_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, audio = load_teacher(name), 0.1 * torch.randn(4, WINDOW)
     here = [state.cpu() for state in teacher_states(teacher, audio.to(pick_device()))]
     monkeypatch.setenv("SRLNAS_PRECISION", "float32")
     for rounded, exact in zip(here, teacher_states(teacher, audio), strict=True):
@@ -121,3 +123,14 @@ def test_a_student_on_the_cpu_inherits_from_a_teacher_on_the_gpu(targets: Target
     targets.teacher.encoder.to(pick_device())
     for name, value in student_of(targets).state_dict().items():
         assert torch.equal(value.cpu(), expected[name].cpu()), name
+
+
+def test_a_whisper_s_student_does_too() -> None:
+    teacher = load_teacher("mini")
+    sizes: dict[str, Any] = {"heads": (2, 2, 2), "ffn_dims": (256, 256, 256)}
+    narrow = dataclasses.replace(teacher.architecture, front_width=64, width=128, frame_stride=2, **sizes)
+    here, there = SpeechEncoder(narrow, teacher.geometry), SpeechEncoder(narrow, teacher.geometry)
+    inherit(there, teacher.encoder)
+    inherit(here, teacher.encoder.to(pick_device()))
+    for name, value in there.state_dict().items():
+        torch.testing.assert_close(here.state_dict()[name].cpu(), value, atol=1e-4, rtol=1e-4)

@@ -42,6 +42,7 @@ def test_the_page_lists_every_field_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
+        ({"speaker_layer": 1, "heads": "mean"}, "it needs heads that read every state"),
         ({"margin": "wide"}, "margin is 'wide'; allowed are angular, additive"),
         ({"rates": 1e-3}, "no rates; known are"),
         ({"rate": "fast"}, "rate is 'fast', another kind"),

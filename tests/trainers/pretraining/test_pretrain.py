@@ -1,5 +1,6 @@
 """Pretraining: masks, what is heard, that it learns, and that an interrupted run ends where a whole one does."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,29 @@ def test_it_learns_to_tell_units(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp
 def test_shares_and_speeds_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes)).replace("_", " ")):
         replace(RECIPE, **changes)
+
+
+def test_an_unfinished_run_of_an_older_version_goes_on(tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
+    """Its plan does not name what there was not then."""
+    with pytest.raises(Interrupted):
+        pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, watch=stop_at(1)))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for name in ("family", "position_table", "mel_bins"):
+        geometry = json.loads(plan["geometry"])
+        del geometry[name]
+        plan["geometry"] = json.dumps(geometry)
+    del plan["recipe"]["unmasked_weight"], plan["source of units"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(Interrupted):
+        pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, watch=stop_at(2)))
+
+
+@pytest.mark.parametrize("window", [32_000, 16_000, 720])
+def test_any_window_of_two_frames_or_more_will_do(window: int, tiny_corpus: Corpus, tiny_teacher: Teacher, tmp_path: Path) -> None:
+    recipe = PretrainRecipe(steps=(1,), units=(6,), layer=2, batch=2, window=window, speeds=(1.0,))
+    pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path, recipe))
+    with pytest.raises(ValueError, match="719 samples has not two frames; 720 have"):
+        replace(recipe, window=719)
 
 
 @pytest.mark.parametrize(("steps", "units"), [((), ()), ((5,), (4, 4)), ((0,), (4,))])
