@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,4 +38,4 @@ def test_it_runs_where_torch_is(tmp_path: Path) -> None:
         assert all(measured["clips_per_second"] > 0 and measured["utilisation"] is None for measured in found[part].values())
     assert all(speed > 0 for speed in found["together"]["clips_per_second"].values())
     assert all(found["losses"][task]["largest_difference"] <= 0.03 for task in ("distillation", "joint tuning"))
-    assert found["gpu_tests"]["exit"] == 0 and "6 skipped" in found["gpu_tests"]["said"], found["gpu_tests"]
+    assert found["gpu_tests"]["exit"] == 0 and re.fullmatch(r"\d+ skipped in .*", found["gpu_tests"]["said"]), found["gpu_tests"]
