@@ -23,8 +23,9 @@ from search_spaces.space import SearchSpace
 from trainers.learning.distill import distiller
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state
-from trainers.networks.encoder import LogMel, PositionTable, SpeechEncoder, WaveFront, WhisperLogMel
+from trainers.networks.encoder import PositionTable, SpeechEncoder, WaveFront
 from trainers.networks.inherit import inherit
+from trainers.networks.log_mel import LogMel, WhisperLogMel
 from trainers.networks.student import Student
 from trainers.teacher.teacher import Teacher
 

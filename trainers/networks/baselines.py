@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces.architecture import Baseline, Geometry, mel_frames
 from search_spaces.cost import BYTES, Cost, mel_alive
-from trainers.networks.encoder import LogMel, normalize
+from trainers.networks.encoder import normalize
+from trainers.networks.log_mel import LogMel
 
 MEL_BINS = 40
 SUB_BANDS = 5

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trainers.learning.batches import cut, window_starts
 from trainers.learning.scoring import BATCH, MOST_WINDOWS
-from trainers.networks.encoder import LogMel, SpeechEncoder, normalize
+from trainers.networks.encoder import SpeechEncoder, normalize
+from trainers.networks.log_mel import LogMel
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher

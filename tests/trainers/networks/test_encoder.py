@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from search_spaces.architecture import MEL_BINS, Architecture, Geometry, frame_count
-from trainers.networks.encoder import Gate, LogMel, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
+from trainers.networks.encoder import Gate, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
+from trainers.networks.log_mel import LogMel
 
 GEOMETRY = Geometry(
     head_dim=8,

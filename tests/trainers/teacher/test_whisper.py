@@ -17,7 +17,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from deploy.export import export_onnx, parity
 from search_spaces.cost import cost
-from trainers.networks.encoder import WhisperFront, WhisperLogMel, sinusoids
+from trainers.networks.encoder import WhisperFront, sinusoids
+from trainers.networks.log_mel import WhisperLogMel
 from trainers.networks.student import Student, load_student, save_student
 from trainers.teacher.teacher import Teacher, load_teacher
 
