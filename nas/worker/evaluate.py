@@ -19,7 +19,7 @@ from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
 from search_spaces.architecture import Architecture, Baseline, Network, network_from_dict
-from trainers.learning.distill import distill, distiller
+from trainers.learning.distill import distill, distiller, fit_student
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
 from trainers.learning.metrics import resampled
@@ -128,7 +128,10 @@ def build_student(context: Context, architecture: Network, start: Start, *, dist
     if start == "shared student":
         assert isinstance(architecture, Architecture), "a baseline inherits nothing"
         return shared_student(str(context.study.folder.resolve())).extract(architecture)
-    return make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
+    student = make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
+    if start == "kept layers" and recipe.fit_windows:
+        fit_student(student, context.targets, recipe, pick_device())
+    return student
 
 
 def make_student(

@@ -3,16 +3,19 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.learning.batches import Augmentation
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
 from trainers.learning.streams import DISTILLATION, Share, Stream, alone, distillation_stream
-from trainers.learning.targets import Targets
+from trainers.learning.targets import BATCH, Targets
+from trainers.networks.encoder import SpeechEncoder
+from trainers.networks.fitting import fit, regress
 from trainers.networks.student import Student
 
 Progress = Callable[[int, int], None]
@@ -26,6 +29,26 @@ def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
     frames (with windows of one length the two differ by a constant, which Adam does not see)."""
     distance_bt = (predicted_btk - target_btk).abs().mean(-1)
     return (distance_bt - F.logsigmoid(F.cosine_similarity(predicted_btk, target_btk, dim=-1))).mean()
+
+
+@torch.no_grad()
+def fit_student(student: Student, targets: Targets, recipe: Recipe, device: torch.device) -> None:
+    """Distillation in closed form of a student that inherited from its teacher: encoder, then prediction layers."""
+    picked = np.random.default_rng(0).permutation(len(targets.rows))[: recipe.fit_windows]
+    encoder, teacher = student.to(device).encoder, targets.teacher.encoder.to(device)
+    assert isinstance(encoder, SpeechEncoder), "a baseline inherits nothing"
+    audio = torch.from_numpy(targets.audio(picked)).to(device)
+    fit(encoder, teacher, audio, recipe.narrowing)
+    if not student.predicted_layers:
+        return
+    states = [torch.cat(parts) for parts in zip(*(encoder(part) for part in torch.split(audio, BATCH)))]
+    for layer, at, wanted in zip(student.predictions, student.predicting(len(states) - 1), targets.batch(picked, device)):
+        assert isinstance(layer, nn.Linear)
+        layer.weight.zero_()
+        layer.bias.zero_()
+        steps = states[at].shape[1]
+        wanted = F.pad(wanted, (0, 0, 0, steps * layer.out_features // wanted.shape[-1] - wanted.shape[1]))
+        regress(layer, states[at], wanted.reshape(len(wanted), steps, layer.out_features))
 
 
 def warm_up(step: int, steps: int) -> float:

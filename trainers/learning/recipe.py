@@ -22,9 +22,10 @@ class Recipe:
     """batch: windows an update.
 
     start: from the teacher layers that the student keeps, or at random; narrowing: how a narrower student takes channels, heads
-    and units. matching: the last state predicts all of the teacher's layers, or each is predicted `layer to layer`, as in DPHuBERT
-    (arXiv 2305.17651). heads: what they read. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine; front_rate:
-    that of the convolutions over all others'.
+    and units. fit_windows: of speech, on which a student with kept layers is fitted to its teacher before it trains (see
+    `trainers.networks.fitting`). matching: the last state predicts all of the teacher's layers, or each is predicted `layer to
+    layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. distill_rate: AdamW's, rate: Adam's at its height, decayed by
+    a cosine; front_rate: that of the convolutions over all others'.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the
     paper.
     speaker_layer: the last of the teacher's layers that the speaker's loss trains, from 0 (the convolutions alone); see `Student`.
@@ -38,6 +39,7 @@ class Recipe:
     batch: int = 16
     start: Start = "kept layers"
     narrowing: Narrowing = "importance"
+    fit_windows: int = 256
     matching: Matching = "last state"
     heads: Heads = "every state"
     distill_rate: float = 1e-3
@@ -104,6 +106,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 RANGES: Mapping[str, tuple[float, float]] = {
     "batch": (2, 4096),
+    "fit_windows": (0, 65_536),
     "distill_rate": (1e-7, 1),
     "rate": (1e-7, 1),
     "front_rate": (0, 10),

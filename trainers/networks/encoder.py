@@ -257,6 +257,11 @@ class Attention(nn.Module):
         self.gate = Gate(heads, geometry.head_dim) if geometry.relative_buckets else None
 
     def forward(self, x_bsw: Tensor, mask_b11s: Tensor | None, bias_hss: Tensor | None = None) -> Tensor:
+        out_bsw: Tensor = self.out(self.mix(x_bsw, mask_b11s, bias_hss))
+        return out_bsw
+
+    def mix(self, x_bsw: Tensor, mask_b11s: Tensor | None = None, bias_hss: Tensor | None = None) -> Tensor:
+        """(batch, steps, width) -> (batch, steps, heads x head_dim): what the heads gather, before they write it."""
         gate_bhs1 = None if self.gate is None else self.gate(x_bsw)
         q, k, v = (proj(x_bsw).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q, self.k, self.v))
         logits_bhss = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -265,8 +270,8 @@ class Attention(nn.Module):
         if mask_b11s is not None:
             logits_bhss = logits_bhss.masked_fill(~mask_b11s, float("-inf"))
         mixed_bhsd = logits_bhss.softmax(-1) @ v
-        out_bsw: Tensor = self.out(mixed_bhsd.transpose(1, 2).flatten(-2))
-        return out_bsw
+        mixed_bsf: Tensor = mixed_bhsd.transpose(1, 2).flatten(-2)
+        return mixed_bsf
 
 
 class Layer(nn.Module):
@@ -274,7 +279,7 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int, ffn_dim: int, geometry: Geometry) -> None:
         super().__init__()
-        self.pre = geometry.norm_order == "pre"
+        self.pre, self.head_dim = geometry.norm_order == "pre", geometry.head_dim
         self.attention = Attention(width, heads, geometry)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ffn_in, self.ffn_out = nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
@@ -350,16 +355,25 @@ class SpeechEncoder(nn.Module):
             frames_b = (lengths_b - RECEPTIVE_FIELD) // 320 + 1
             x_btc = x_btc * _valid(frames_b, x_btc.shape[1])[..., None]
             mask_bs = _valid((frames_b - 1) // stride + 1, (x_btc.shape[1] - 1) // stride + 1)
-        if stride > 1:
-            x_btc = torch.unflatten(F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)), 1, (-1, stride)).flatten(-2)
-        yield from self.transform(self.projection(x_btc), mask_bs)
+        yield from self.transform(self.projection(self.stacked(x_btc)), mask_bs)
+
+    def stacked(self, x_btc: Tensor) -> Tensor:
+        """(batch, frames, front width) -> (batch, steps, front width x frame_stride)."""
+        stride = self.architecture.frame_stride
+        if stride == 1:
+            return x_btc
+        return torch.unflatten(F.pad(x_btc, (0, 0, 0, -x_btc.shape[1] % stride)), 1, (-1, stride)).flatten(-2)
+
+    def placed(self, x_bsw: Tensor) -> Tensor:
+        """With positions added: what enters layer 1."""
+        x_bsw = x_bsw + self.positions(x_bsw)
+        placed_bsw: Tensor = x_bsw if self.geometry.norm_order == "pre" else self.norm(x_bsw)
+        return placed_bsw
 
     def transform(self, x_bsw: Tensor, mask_bs: Tensor | None) -> Iterator[Tensor]:
         if mask_bs is not None:
             x_bsw = x_bsw * mask_bs[..., None]
-        x_bsw = x_bsw + self.positions(x_bsw)
-        pre = self.geometry.norm_order == "pre"
-        x_bsw = x_bsw if pre else self.norm(x_bsw)
+        x_bsw, pre = self.placed(x_bsw), self.geometry.norm_order == "pre"
         mask_b11s = None if mask_bs is None else mask_bs[:, None, None]
         bias_hss = None if self.relative is None else self.relative(x_bsw.shape[1])
         for layer in self.layers:

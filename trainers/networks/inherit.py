@@ -45,8 +45,7 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing
     assert student.relative is None, "students have no relative position bias"
     a = student.architecture
     _check_fits(student, teacher)
-    choose = CHOICES[narrowing]
-    channels = choose(stream_importance(teacher, a.kept_layers), a.width)
+    choose, channels = CHOICES[narrowing], kept_channels(student, teacher, narrowing)
     if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
         _inherit_whisper_front(student.front, teacher.front, channels, choose)
     elif isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
@@ -60,7 +59,10 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing
     for layer, kept in zip(student.layers, a.kept_layers):
         source = teacher.layers[kept - 1]
         assert isinstance(layer, Layer) and isinstance(source, Layer)
-        _inherit_layer(layer, source, channels, student.geometry.head_dim, choose)
+        of_heads = _head_importance(source.attention, student.geometry.head_dim)
+        of_units = source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0)
+        heads, units = choose(of_heads, layer.attention.heads), choose(of_units, layer.ffn_in.out_features)
+        inherit_layer(layer, source, channels, inside(heads, student.geometry.head_dim), units)
 
 
 def _check_fits(student: SpeechEncoder, teacher: SpeechEncoder) -> None:
@@ -81,6 +83,12 @@ CHOICES: dict[Narrowing, Choose] = {
     "prefix": lambda importance, count: torch.arange(count, device=importance.device),
     "random": lambda importance, count: torch.randperm(len(importance), device=importance.device)[:count].sort().values,
 }
+
+
+def kept_channels(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing) -> Tensor:
+    """(student width,): the channels of the teacher's residual stream that the student takes over."""
+    a = student.architecture
+    return CHOICES[narrowing](stream_importance(teacher, a.kept_layers), a.width)
 
 
 def stream_importance(teacher: SpeechEncoder, kept: tuple[int, ...]) -> Tensor:
@@ -203,10 +211,13 @@ def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels:
     conv.bias.copy_(source.bias[channels])
 
 
-def _inherit_layer(layer: Layer, source: Layer, channels: Tensor, head_dim: int, choose: Choose) -> None:
-    heads = choose(_head_importance(source.attention, head_dim), layer.attention.heads)
-    inside = (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
-    units = choose(source.ffn_in.weight.square().sum(1) * source.ffn_out.weight.square().sum(0), layer.ffn_in.out_features)
+def inside(heads: Tensor, head_dim: int) -> Tensor:
+    """(heads x head_dim,): the attention's channels of some heads."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
+
+
+def inherit_layer(layer: Layer, source: Layer, channels: Tensor, inside: Tensor, units: Tensor) -> None:
+    """channels: of the residual stream, (width,); inside: of the attention, (heads x head_dim,); units: (ffn_dim,)."""
     for name in ("q", "k", "v"):
         _copy_linear(getattr(layer.attention, name), getattr(source.attention, name), inside, channels)
     _copy_linear(layer.attention.out, source.attention.out, channels, inside)

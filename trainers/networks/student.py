@@ -84,10 +84,10 @@ class Student(nn.Module):
     def predict_teacher(self, x_bn: Tensor, frames: int) -> list[Tensor]:
         """(batch, samples) -> for each predicted layer (batch, frames, target_width) at 50 frames/s."""
         states = self.encoder(x_bn)
-        predicted = [layer(states[at]) for layer, at in zip(self.predictions, self._predicting(len(states) - 1))]
+        predicted = [layer(states[at]) for layer, at in zip(self.predictions, self.predicting(len(states) - 1))]
         return [state_bsk.unflatten(-1, (-1, self.target_width)).flatten(1, 2)[:, :frames] for state_bsk in predicted]
 
-    def _predicting(self, depth: int) -> list[int]:
+    def predicting(self, depth: int) -> list[int]:
         """The number of the state that predicts, for each predicted layer."""
         if self.matching == "last state":
             return [depth] * len(self.predicted_layers)

@@ -1,0 +1,228 @@
+"""A student's first weights, fitted to speech: distillation in closed form.
+
+`inherit` copies what a narrower student keeps; what it left out is then missing from every sum. Here, from the front end upwards,
+each map of the student is set by ridge regression to give, from what the student itself has computed so far, what the teacher
+computes on the same speech. The ridge pulls towards the inherited weights, so a whole student stays its teacher.
+
+What reads the residual stream (queries, keys, values, units) is fitted to the teacher's own. What writes to it need not write the
+teacher's channels: any stream from which a linear map gives back all of the teacher's is as good, and a narrow one has better
+things to carry than some of the channels whole. Such writing weights are found by turns: the best map back from the stream, then
+the best change of the stream for that map (alternating least squares).
+
+Post-training pruning repairs a layer in the same way by its own outputs (for example Frantar and Alistarh, arXiv 2208.11580);
+here the target is the state of the whole teacher, layers that the student leaves out included.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.networks.encoder import Layer, SpeechEncoder, WhisperFront, convolve, normalize
+from trainers.networks.inherit import Narrowing, inherit_layer, inside, kept_channels
+
+RIDGE = 1e-3  # of each input's power
+TRUST = 3e-2  # ridge on a change of the stream, of the mean power of the map back
+ROUNDS = 6
+SAME = 1e-3
+BATCH = 32  # windows that go through a front end at once: its first states are long
+SMALLEST_DEVIATION = 1e-3  # of a teacher's channel; a constant one must not be blown up
+
+
+@torch.no_grad()
+def fit(student: SpeechEncoder, teacher: SpeechEncoder, audio_bn: Tensor, narrowing: Narrowing = "importance") -> None:
+    """Overwrites the weights of a student that has inherited from its teacher by the same `narrowing`; norms, positions and all
+    but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech.
+
+    audio_bn: (windows, samples) of speech, on the device of both encoders. A window has some fifty frames that are much alike:
+    256 windows explain more of a teacher's layers than 128, and 512 a little more.
+    """
+    a = student.architecture
+    if student.geometry.normalize_input:
+        audio_bn = normalize(audio_bn)
+    channels = kept_channels(student, teacher, narrowing)
+    ours, theirs = _fit_front(student, teacher, audio_bn, channels)
+    bias = None if teacher.relative is None else teacher.relative(theirs.shape[1])
+    fitted = dict(zip(a.kept_layers, student.layers))
+    for number, source in enumerate(teacher.layers[: a.kept_layers[-1]], 1):
+        assert isinstance(source, Layer)
+        layer = fitted.get(number)
+        if layer is None:
+            theirs = source(theirs, None, bias)
+            continue
+        assert isinstance(layer, Layer)
+        if _is_whole(layer, source) and ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=SAME, atol=SAME):
+            ours = theirs = source(theirs, None, bias)
+        else:
+            ours, theirs = _fit_layer(layer, source, ours, theirs, channels, bias)
+
+
+def _is_whole(layer: Layer, source: Layer) -> bool:
+    """Whether it has all that its source has. Where it also hears the same, there is nothing to repair."""
+    return [weight.shape for weight in layer.parameters()] == [weight.shape for weight in source.parameters()]
+
+
+def _fit_layer(
+    layer: Layer, source: Layer, ours: Tensor, theirs: Tensor, channels: Tensor, bias_hss: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """ours: (windows, steps, width), theirs: (windows, frames, teacher width), what enters the layers; returns what leaves them."""
+    stride, sizes = math.ceil(theirs.shape[1] / ours.shape[1]), (source.head_dim, 1)
+    sides, heard, totals, kept = list(_halves(source, bias_hss)), list[Tensor](), list[Tensor](), list[Tensor]()
+    for side, half, size in zip(sides, _halves(layer), sizes):
+        heard.append(side.hear(theirs))
+        gathered = side.gather(heard[-1])
+        most = written(side.writer, gathered, size).topk(half.writer.in_features // size)
+        kept.append(inside(most.indices.sort().values, size))
+        totals.append(theirs + side.writer(gathered))
+        theirs = side.leave(totals[-1])
+    inherit_layer(layer, source, channels, *kept)
+    for half, side, heard_btw, total_btw, rows in zip(_halves(layer), sides, heard, totals, kept):
+        for reader, example in zip(half.readers, side.readers):
+            wanted = F.linear(heard_btw, example.weight[rows], None if example.bias is None else example.bias[rows])
+            regress(reader, half.hear(ours), strided(wanted, stride))
+        gathered = half.gather(half.hear(ours))
+        fit_writer(half.writer, ours, gathered, strided(total_btw, stride))
+        ours = half.leave(ours + half.writer(gathered))
+    return ours, theirs
+
+
+def written(writer: nn.Linear, gathered: Tensor, size: int) -> Tensor:
+    """(groups,): the power that each group of `size` channels of `gathered` (..., groups x size) adds to the stream."""
+    x_ngd = torch.unflatten(gathered.flatten(0, -2), -1, (-1, size))
+    x_ngd = x_ngd - x_ngd.mean(0)
+    weight_wgd = torch.unflatten(writer.weight, -1, (-1, size))
+    return torch.einsum("wgd,gde,wge->g", weight_wgd, torch.einsum("ngd,nge->gde", x_ngd, x_ngd), weight_wgd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Half:
+    """Attention or feed-forward of a layer: readers of the stream, what they gather, the writer back to it."""
+
+    norm: nn.Module
+    is_pre: bool
+    readers: tuple[nn.Linear, ...]
+    gather: Callable[[Tensor], Tensor]
+    writer: nn.Linear
+
+    def hear(self, x_bsw: Tensor) -> Tensor:
+        heard: Tensor = self.norm(x_bsw) if self.is_pre else x_bsw
+        return heard
+
+    def leave(self, total_bsw: Tensor) -> Tensor:
+        left: Tensor = total_bsw if self.is_pre else self.norm(total_bsw)
+        return left
+
+
+def _halves(layer: Layer, bias_hss: Tensor | None = None) -> Iterator[_Half]:
+    attention = layer.attention
+    yield _Half(
+        norm=layer.attention_norm,
+        is_pre=layer.pre,
+        readers=(attention.q, attention.k, attention.v),
+        gather=lambda heard: attention.mix(heard, None, bias_hss),
+        writer=attention.out,
+    )
+    yield _Half(
+        norm=layer.ffn_norm,
+        is_pre=layer.pre,
+        readers=(layer.ffn_in,),
+        gather=lambda heard: F.gelu(layer.ffn_in(heard)),
+        writer=layer.ffn_out,
+    )
+
+
+def _fit_front(student: SpeechEncoder, teacher: SpeechEncoder, audio_bn: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """The last convolution of a Whisper's student, the projection of others; what enters layer 1 of both, (batch, steps, width)."""
+    stride = student.architecture.frame_stride
+    if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
+        (first, second), (our_first, our_second) = teacher.front.convolutions, student.front.convolutions
+        assert our_second.bias is not None
+        mel_btf = torch.cat([teacher.front.mel(part_bn) for part_bn in torch.split(audio_bn, BATCH)])
+        wanted = convolve(second, F.gelu(convolve(first, mel_btf)))
+        heard = _taps(our_second, F.gelu(convolve(our_first, mel_btf)))
+        flat = nn.Linear(heard.shape[-1], our_second.out_channels, device=heard.device)
+        flat.weight.copy_(our_second.weight.flatten(1))
+        flat.bias.copy_(our_second.bias)
+        regress(flat, heard, strided(wanted[..., channels], stride))
+        our_second.weight.copy_(flat.weight.view_as(our_second.weight))
+        our_second.bias.copy_(flat.bias)
+        ours, theirs = F.gelu(flat(heard)), F.gelu(wanted)
+    else:
+        theirs = teacher.projection(_front_states(teacher, audio_bn))
+        heard = student.stacked(_front_states(student, audio_bn))
+        regress(student.projection, heard, strided(theirs[..., channels], stride))
+        ours = student.projection(heard)
+    return student.placed(ours), teacher.placed(theirs)
+
+
+def _front_states(encoder: SpeechEncoder, audio_bn: Tensor) -> Tensor:
+    """(windows, frames, front width) of an encoder that is no Whisper."""
+    return torch.cat([encoder.front_norm(encoder.front(part_bn, None)) for part_bn in torch.split(audio_bn, BATCH)])
+
+
+def _taps(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
+    """(batch, frames, channels) -> (batch, steps, channels x taps): what each output of the convolution reads."""
+    x_btc = F.pad(x_btc, (0, 0, int(conv.padding[0]), int(conv.padding[0]) + -x_btc.shape[1] % conv.stride[0]))
+    return x_btc.unfold(1, conv.kernel_size[0], conv.stride[0]).flatten(-2)
+
+
+def strided(x_btw: Tensor, stride: int) -> Tensor:
+    """(batch, frames, width) -> (batch, steps, width): the mean of the frames of a step, the last repeated where one is missing."""
+    missing = -x_btw.shape[1] % stride
+    even_btw = torch.cat([x_btw, x_btw[:, -1:].expand(-1, missing, -1)], 1)
+    return torch.unflatten(even_btw, 1, (-1, stride)).mean(2)
+
+
+def regress(linear: nn.Linear, heard: Tensor, wanted: Tensor) -> None:
+    """Sets the map from `heard`, (..., inputs), to `wanted`, (..., outputs), by ridge regression around its own weights."""
+    x_ni, y_no = _rows(heard, linear.bias is not None), wanted.flatten(0, -2)
+    weight_io = _weights(linear)
+    _set(linear, weight_io + _solve(x_ni.T @ x_ni, x_ni.T @ (y_no - x_ni @ weight_io)))
+
+
+def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tensor) -> None:
+    """Sets the map from `gathered`, (..., inputs), to what is added to `stream`, (..., width), so that a linear map from the sum
+    explains `wanted`, (..., teacher width), best. Every channel of the teacher counts alike, whatever its power."""
+    y_nc, width = wanted.flatten(0, -2), stream.shape[-1]
+    both_nz = torch.cat([stream.flatten(0, -2), _rows(gathered)], 1)
+    power_zz, cross_zc = both_nz.T @ both_nz, both_nz.T @ (y_nc / y_nc.std(0).clamp(min=SMALLEST_DEVIATION))
+    # the sum, with a column of ones, is `both` times this
+    sum_zs = F.pad(torch.eye(width, device=stream.device), (0, 1, 0, len(power_zz) - width))
+    sum_zs[-1, -1] = 1.0
+    sum_zs[width:, :width] = _weights(linear)
+    for _ in range(ROUNDS):
+        back_sc = _solve(sum_zs.T @ power_zz @ sum_zs, sum_zs.T @ cross_zc)
+        missing_ic = (cross_zc - power_zz @ sum_zs @ back_sc)[width:]
+        back_wc = back_sc[:width]
+        strength_ww = back_wc @ back_wc.T
+        strength_ww.diagonal().add_(TRUST * strength_ww.diagonal().mean())
+        change_iw = torch.linalg.solve(strength_ww, back_wc @ missing_ic.T).T
+        sum_zs[width:, :width] += _solve(power_zz[width:, width:], change_iw)
+    _set(linear, sum_zs[width:, :width])
+
+
+def _rows(x: Tensor, has_bias: bool = True) -> Tensor:
+    """(..., inputs) -> (rows, inputs), with a column of ones for the bias."""
+    x_ni = x.flatten(0, -2)
+    return F.pad(x_ni, (0, 1), value=1.0) if has_bias else x_ni
+
+
+def _weights(linear: nn.Linear) -> Tensor:
+    """(inputs, outputs), the bias as a last row."""
+    return linear.weight.T if linear.bias is None else torch.cat([linear.weight.T, linear.bias[None]])
+
+
+def _set(linear: nn.Linear, weight_io: Tensor) -> None:
+    inputs = linear.in_features
+    linear.weight.copy_(weight_io[:inputs].T)
+    if linear.bias is not None:
+        linear.bias.copy_(weight_io[inputs])
+
+
+def _solve(power_ii: Tensor, cross_io: Tensor) -> Tensor:
+    """(power + ridge)^-1 cross. The ridge is relative to each input's own power, as powers of channels differ a thousandfold."""
+    ridged = power_ii + torch.diag(RIDGE * power_ii.diagonal() + torch.finfo(power_ii.dtype).tiny)
+    return torch.cholesky_solve(cross_io, torch.linalg.cholesky(ridged))
