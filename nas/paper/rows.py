@@ -27,7 +27,10 @@ from search_spaces.catalog import paper_student
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One training: a line of the table for one seed, or one of the teacher's settings, which is not tested."""
+    """One training: a line of the table for one seed, or one of the teacher's settings, which is not tested.
+
+    tutor: name of the setting whose tuned teacher a student asks.
+    """
 
     name: str
     model: str
@@ -39,6 +42,7 @@ class Row:
     finetune_steps: int
     tuning: Mapping[str, Any]
     splits: tuple[str, ...] = ("val", "test")
+    tutor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Rows:
         """All models of the first seed, then of the others."""
         for seed in range(self.experiment.seeds):
             yield self._teacher(JOINT, seed, setting)
-            yield from (self._row(name, JOINT, seed) for name in self.students)
+            yield from (self._row(name, JOINT, seed, tutor=setting.name) for name in self.students)
             yield self._from_nothing(BASELINE, seed, Baseline())
 
     def scratch(self, best: str) -> Iterator[Row]:
@@ -88,7 +92,8 @@ class Rows:
         """The other variants: of the teacher, the paper's student and the best one."""
         for seed, variant in itertools.product(range(self.experiment.seeds_alone), (KEYWORDS, SPEAKERS, FROZEN)):
             yield self._teacher(variant, seed, settings[JOINT if variant == FROZEN else variant])
-            yield from (self._row(name, variant, seed) for name in dict.fromkeys((PAPER, best)))
+            tutor = settings[JOINT].name
+            yield from (self._row(name, variant, seed, tutor=tutor) for name in dict.fromkeys((PAPER, best)))
 
     def _teacher(self, variant: str, seed: int, setting: Row) -> Row:
         tuning = {"rate": setting.tuning["rate"], **VARIANTS[variant]}

@@ -107,5 +107,6 @@ class Reproduction:
             splits=row.splits,
             seed=row.seed,
             tuning=dict(row.tuning),
+            tutor=row.tutor,
             distilled=f"{slug(row.model)}-{row.seed}" if row.distill_steps else None,
         )

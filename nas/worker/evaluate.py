@@ -34,7 +34,7 @@ from trainers.learning.targets import FREE_SHARE
 from trainers.networks.baselines import BASELINE_RATE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
-from trainers.networks.student import Student, save_student
+from trainers.networks.student import Student, load_student, save_student
 from trainers.teacher.teacher import Teacher
 
 MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a second
@@ -196,11 +196,22 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
             seed=task.seed + 1,
             device=device,
             targets=context.targets,
+            tutor=tutor_of(context, task) if recipe.tutor_weight else None,
             checkpoint=tuning(context, task, rung, recipe),
             share=share,
         )
         watch.part("fine-tuning")
         yield tuned
+
+
+def tutor_of(context: Context, task: Task) -> Student | None:
+    """Raises ValueError where its weights are missing."""
+    return _tutor(str(context.study.weights_folder(task.tutor).resolve())) if task.tutor else None
+
+
+@functools.lru_cache(maxsize=1)
+def _tutor(folder: str) -> Student:
+    return load_student(Path(folder))
 
 
 def sharing(context: Context, task: Task) -> Share:

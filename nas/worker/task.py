@@ -24,6 +24,7 @@ class Task:
     rungs: lengths at which it is scored, each `reduction` times the one before up to the steps; the rungs `done` are passed over.
     tuning: fields of the recipe that differ from the study's. distilled: name of the distilled student below the
     study's `distilled/`, which the first task that asks for it makes, and others begin with and go on from.
+    tutor: name of the tuned teacher below `students/` that is asked for its answers.
     sharing: whether others hear the same batches, so that a node makes them once.
     """
 
@@ -37,6 +38,7 @@ class Task:
     seed: int
     tuning: Mapping[str, Any] = field(default_factory=dict)
     distilled: str | None = None
+    tutor: str | None = None
     rungs: int = 1
     reduction: int = 1
     done: int = 0

@@ -26,7 +26,7 @@ def tuning(context: Context, task: Task, rung: int, recipe: Recipe) -> Checkpoin
     """Of the fine-tuning on a rung, from 0."""
     if not task.name:
         return None
-    made_of = [task.lengths()[0][0], task.lengths()[rung], dataclasses.asdict(recipe)]
+    made_of = [task.lengths()[0][0], task.lengths()[rung], dataclasses.asdict(recipe), task.tutor]
     path = context.study.folder / TUNED / f"{task.name}.safetensors"
     return Checkpoint(path=path, of=number_of([*_begun(context, task), made_of]))
 

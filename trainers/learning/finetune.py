@@ -22,6 +22,7 @@ from trainers.learning.streams import (
     SPEAKERS,
     Batch,
     Share,
+    Stream,
     alone,
     distillation_stream,
     keyword_stream,
@@ -29,6 +30,7 @@ from trainers.learning.streams import (
     speaker_stream,
 )
 from trainers.learning.targets import Targets
+from trainers.learning.tutor import Tutoring, answered
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
 
@@ -97,6 +99,7 @@ def finetune(
     seed: int,
     device: torch.device,
     targets: Targets | None = None,
+    tutor: Student | None = None,
     checkpoint: Checkpoint | None = None,
     share: Share = alone,
     progress: Progress | None = None,
@@ -105,45 +108,32 @@ def finetune(
     trained, keywords first.
 
     steps: of one batch a task, each an update, or both together one (`Recipe.speaker_weight`).
-    targets: of the distillation loss, where the recipe keeps it and the student has prediction layers.
+    targets: of the distillation loss, where the recipe keeps it and the student has prediction layers. tutor: whose answers count
+    beside the labels; it has the student's keywords.
     checkpoint: that it is kept in, and goes on from. share: of batches with other students.
     """
     student.to(device)
     student.train()
     if recipe.frozen and isinstance(student, Student):
         freeze(student)
-    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
-    keywords = share(KEYWORDS, keyword_stream(corpus, student.keywords, recipe, window, changing, seed))
-    speakers = share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
     angular = kind(speaker_classes(corpus, recipe), generator=torch.Generator().manual_seed(seed)).to(device)
-    optimizer, both = _optimizer(student, angular, recipe), _together(student, angular)
+    tutoring = None if tutor is None else Tutoring(keywords=recipe.keywords, speakers=recipe.speakers).to(device)
+    optimizer, both = _optimizer(student, angular, tutoring, recipe), _together(student, angular, tutoring)
     done = checkpoint.read(both, optimizer, device) if checkpoint else 0
     kept = None
     if recipe.distilling and targets and isinstance(student, Student) and student.predicted_layers:
         heard = share(f"{DISTILLATION} kept", distillation_stream(targets, recipe.batch, augment, seed))
         kept = distillation_losses(student.predict_teacher, targets, heard, device, first=done)
-    hear = compiled(student, device, steps - done)
-
-    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        with autocast(device):
-            logits, embedding = hear(torch.tensor(batch.audio, device=device).float())
-        wanted = torch.tensor(batch.labels, device=device)
-        return logits.float(), embedding.float(), wanted.repeat(len(logits) // len(wanted))  # several members may have heard it
-
-    def keyword_loss(step: int) -> Tensor:
-        logits, _, wanted = forward(keywords(step))
-        return F.cross_entropy(logits, wanted)
-
-    def speaker_loss(step: int) -> Tensor:
-        _, embedding, wanted = forward(speakers(step))
-        loss: Tensor = angular(embedding, wanted)
-        return loss + recipe.distilling * next(kept) if kept else loss
-
-    weighted = ((keyword_loss, 1.0, recipe.keywords), (speaker_loss, recipe.speaker_weight, recipe.speakers))
-    tasks = [(loss, weight) for loss, weight, is_asked in weighted if is_asked]
-    is_joint = len(tasks) == 2 and recipe.speaker_weight > 0
-    updates = [tasks] if is_joint else [[(loss, 1.0)] for loss, _ in tasks]  # of a step
+    updates = _updates(
+        compiled(student, device, steps - done),
+        _streams(student, corpus, recipe, window, augment, seed, share if tutor is None else _answered(share, tutor, device)),
+        recipe,
+        angular,
+        tutoring,
+        kept,
+        device,
+    )
     losses = []
     for step in range(done, steps):
         computed = list[float]()
@@ -162,6 +152,58 @@ def finetune(
     return losses
 
 
+def _streams(
+    student: Tunable, corpus: Corpus, recipe: Recipe, window: int, augment: Augmentation, seed: int, share: Share
+) -> tuple[Stream, Stream]:
+    """Of keywords and of speakers."""
+    changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
+    keywords = keyword_stream(corpus, student.keywords, recipe, window, changing, seed)
+    return share(KEYWORDS, keywords), share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
+
+
+def _answered(share: Share, tutor: Student, device: torch.device) -> Share:
+    return lambda name, stream: share(f"{name} answered", answered(stream, tutor, device))
+
+
+def _updates(
+    hear: Callable[[Tensor], tuple[Tensor, Tensor]],
+    streams: tuple[Stream, Stream],
+    recipe: Recipe,
+    angular: AngularSoftmax,
+    tutoring: Tutoring | None,
+    kept: Iterator[Tensor] | None,
+    device: torch.device,
+) -> list[list[tuple[Callable[[int], Tensor], float]]]:
+    """The updates of a step, each of one task's loss or of both with their weights. kept: distillation losses, one for each of the
+    speaker's."""
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+        """Logits, embeddings, labels, and the tutor's loss, of all members that heard it."""
+        with autocast(device):
+            logits, embedding = hear(torch.tensor(batch.audio, device=device).float())
+        logits, embedding, members = logits.float(), embedding.float(), len(logits) // len(batch.labels)
+        wanted = torch.tensor(batch.labels, device=device).repeat(members)
+        if not tutoring or batch.answers is None:
+            return logits, embedding, wanted, 0.0
+        answers = torch.tensor(batch.answers, device=device).float().repeat(members, 1)
+        return logits, embedding, wanted, recipe.tutor_weight * tutoring(logits, embedding, answers)
+
+    def keyword_loss(step: int) -> Tensor:
+        logits, _, wanted, taught = forward(streams[0](step))
+        return F.cross_entropy(logits, wanted) + taught
+
+    def speaker_loss(step: int) -> Tensor:
+        _, embedding, wanted, taught = forward(streams[1](step))
+        loss: Tensor = angular(embedding, wanted) + taught
+        return loss + recipe.distilling * next(kept) if kept else loss
+
+    weighted = ((keyword_loss, 1.0, recipe.keywords), (speaker_loss, recipe.speaker_weight, recipe.speakers))
+    tasks: list[tuple[Callable[[int], Tensor], float]] = [(loss, weight) for loss, weight, is_asked in weighted if is_asked]
+    if len(tasks) == 2 and recipe.speaker_weight > 0:
+        return [tasks]
+    return [[(loss, 1.0)] for loss, _ in tasks]
+
+
 def freeze(student: Student) -> None:
     """All but the heads, statistics of norms in the encoder included."""
     student.encoder.eval()
@@ -178,18 +220,19 @@ def one_cycle(update: int, updates: int, highest: float) -> float:
     return end + (begin - end) / 2.0 * (math.cos(math.pi * share) + 1)
 
 
-def _together(student: Tunable, angular: AngularSoftmax) -> nn.ModuleDict:
+def _together(student: Tunable, *others: nn.Module | None) -> nn.ModuleDict:
     """All that trains."""
     assert isinstance(student, nn.Module)
-    return nn.ModuleDict({"student": student, "angular": angular})
+    named = zip(("student", "angular", "tutoring"), (student, *others))
+    return nn.ModuleDict({name: part for name, part in named if part is not None})
 
 
-def _optimizer(student: Tunable, angular: AngularSoftmax, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(student: Tunable, angular: AngularSoftmax, tutoring: Tutoring | None, recipe: Recipe) -> torch.optim.Optimizer:
     """Each group has its `highest` rate."""
     front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front") or "/front" in name}
     groups = [[p for name, p in student.named_parameters() if (name in front) == is_front] for is_front in (True, False)]
+    rest = [*groups[1], *angular.parameters(), *(tutoring.parameters() if tutoring else ())]
     rates = [recipe.rate * recipe.front_rate, recipe.rate]
     return torch.optim.Adam(
-        [{"params": params, "highest": rate} for params, rate in zip((groups[0], [*groups[1], *angular.parameters()]), rates)],
-        fused=True,
+        [{"params": params, "highest": rate} for params, rate in zip((groups[0], rest), rates, strict=True)], fused=True
     )

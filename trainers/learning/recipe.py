@@ -33,6 +33,7 @@ class Recipe:
     voice; see `Augmentation`. speaker_speeds: one is drawn for every speaker window; a speaker at another speed is another
     speaker, as in Yamamoto et al. (Interspeech 2019). distilling: weight of the distillation loss that is added to the speaker's
     (OS-KDFT, arXiv 2305.17394).
+    tutor_weight: of the tuned teacher's answers beside the labels, where there is a tutor; 0: it is not asked.
     keywords, speakers: the tasks; with one alone a fine-tuning step is one update. frozen: the heads alone are fine-tuned.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     speeds: tuple[float, ...] = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
     speaker_speeds: tuple[float, ...] = (1.0,)
     distilling: float = 0.0
+    tutor_weight: float = 1.0
     noise_share: float = 0.5
     equalizer_db: float = 0.0
     mask_share: float = 0.0
@@ -113,6 +115,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "speaker_weight": (0, 100),
     "speaker_layer": (0, ALL_LAYERS),
     "distilling": (0, 100),
+    "tutor_weight": (0, 100),
     "noise_share": (0, 1),
     "equalizer_db": (0, 30),
     "mask_share": (0, 1),

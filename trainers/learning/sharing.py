@@ -32,8 +32,9 @@ def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
     def of(step: int) -> Batch:
         if step >= most:
             return stream(step)
-        audio, labels = chunk(step // CHUNK).get_batch(step % CHUNK).columns
-        return Batch(audio=audio.flatten().to_numpy().reshape(len(labels), -1), labels=labels.to_numpy())
+        labels, *lists = chunk(step // CHUNK).get_batch(step % CHUNK).columns
+        audio, *answers = (column.flatten().to_numpy().reshape(len(labels), -1) for column in lists)
+        return Batch(audio=audio, labels=labels.to_numpy(), answers=answers[0] if answers else None)
 
     return of
 
@@ -41,10 +42,14 @@ def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
 def _write(path: Path, batches: list[Batch]) -> None:
     """Renamed into place when complete."""
     unfinished = path.with_suffix(".part")
-    window = batches[0].audio.shape[1]
-    schema = pa.schema([("audio", pa.list_(pa.float16(), window)), ("labels", pa.int64())])
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
-            audio = pa.FixedSizeListArray.from_arrays(pa.array(batch.audio.ravel()), window)
-            writer.write_batch(pa.record_batch([audio, pa.array(batch.labels)], schema=schema))
+    records = [_record(batch) for batch in batches]
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, records[0].schema) as writer:
+        for record in records:
+            writer.write_batch(record)
     unfinished.replace(path)
+
+
+def _record(batch: Batch) -> pa.RecordBatch:
+    lists = [("audio", batch.audio)] + ([] if batch.answers is None else [("answers", batch.answers)])
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1]) for _, numbers in lists]
+    return pa.record_batch([pa.array(batch.labels), *columns], names=["labels", *(name for name, _ in lists)])

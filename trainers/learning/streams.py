@@ -19,10 +19,12 @@ DISTILLATION, KEYWORDS, SPEAKERS = "distillation", "keywords", "speakers"
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """audio: (batch, window) float16, as the student hears it. labels: (batch,) classes, or numbers of the targets' windows."""
+    """audio: (batch, window) float16, as the student hears it. labels: (batch,) classes, or numbers of the targets' windows.
+    answers: (batch, keywords + EMBEDDING_DIM) float16, a tutor's logits and embeddings, where there is one."""
 
     audio: NDArray[np.float16]
     labels: NDArray[np.int64]
+    answers: NDArray[np.float16] | None = None
 
 
 Stream = Callable[[int], Batch]
