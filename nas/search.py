@@ -1,5 +1,5 @@
-"""The main job: prepare, calibrate, plan, share, explore, finalise, explore with the rest, report. Each step is in its own module;
-this is their order."""
+"""The main job: prepare, calibrate, plan, tune a tutor, share, explore, finalise, explore with the rest, report. Each step is in
+its own module; this is their order."""
 
 import shutil
 from typing import Any
@@ -16,6 +16,7 @@ from nas.stages.finalists import Choice
 from nas.stages.planning import describe_plan, planned
 from nas.stages.preparation import calibrate_target, check_members, prepare, sized
 from nas.stages.shared import prepare_shared
+from nas.stages.tutor import prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
 from nas.study.folder import Study
 from nas.study.progress import progress
@@ -49,10 +50,13 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
 
 
 def run(context: Context, account: Account, tracking: Tracking, console: Console) -> None:
-    """All trainings: the shared student, candidates, finalists and references, candidates for what is left."""
+    """All trainings: the tutor, the shared student, candidates, finalists and references, candidates for what is left."""
     calibrate_target(context, account, console)
     plan, pace = planned(context, account, console)
     console.print(describe_plan(plan, account))
+    if plan.tutor_steps:
+        with progress(console, "tutor", in_words) as tick:
+            prepare_tutor(context, plan, account, tick)
     if plan.shared_steps:
         with progress(console, "shared student", in_words) as tick:
             prepare_shared(context, plan, account, tick)

@@ -11,6 +11,7 @@ from nas.proposals.scheduler import RungScheduler
 from nas.proposals.searcher import Hooks, StudySearcher
 from nas.stages.admission import Admission, checked
 from nas.stages.records import Records
+from nas.stages.tutor import TUTOR
 from nas.study.candidates import LATENCY, Candidate
 from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of
@@ -118,6 +119,7 @@ class Exploration:
             splits=("val",),
             seed=study.config.seed,
             distilled=name if plan.rungs > 1 and plan.distill_steps else None,
+            tutor=TUTOR if plan.tutor_steps else None,
             rungs=plan.rungs,
             reduction=plan.reduction,
             done=candidate.rung,

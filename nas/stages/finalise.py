@@ -8,6 +8,7 @@ from nas.stages.finalists import Choice
 from nas.stages.finals import Final, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
+from nas.stages.tutor import TUTOR
 from nas.worker.context import Context, cost_scores
 from nas.worker.evaluate import own_tuning
 from nas.worker.task import Task, task_json
@@ -79,4 +80,6 @@ def _task(context: Context, final: Final) -> Task:
         splits=("val", "test"),
         seed=context.study.config.seed,
         tuning=own_tuning(final.architecture),
+        tutor=TUTOR if final.tutor_steps else None,
+        sharing=True,
     )

@@ -107,6 +107,7 @@ class Choice:
                 start=self.context.study.config.recipe.start,
                 distill_steps=distill,
                 finetune_steps=steps,
+                tutor_steps=self.plan.tutor_steps,
             ),
             Final(
                 name="bc-resnet",
@@ -133,6 +134,7 @@ class Choice:
                 distill_steps=distill,
                 finetune_steps=tune,
                 candidate=candidate.number,
+                tutor_steps=self.plan.tutor_steps,
             )
             for candidate in candidates
         ]

@@ -11,7 +11,7 @@ from nas.study.folder import Study
 from nas.worker.task import Start
 from search_spaces.architecture import Network, network_from_dict
 
-Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch"]
+Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch", "tutor"]
 FINALS_FILE = "finals.jsonl"
 PREDICTED = "predicted_latency_ms"
 
@@ -20,7 +20,7 @@ PREDICTED = "predicted_latency_ms"
 class Final:
     """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate.
     latency_kind: predicted until the student itself was measured, after training; then `scores` has predicted_* too.
-    latency_marks: what speaks against that measurement."""
+    latency_marks: what speaks against that measurement. tutor_steps: of the tutor that it asks, 0 without one."""
 
     name: str
     role: Role
@@ -29,6 +29,7 @@ class Final:
     distill_steps: int
     finetune_steps: int
     candidate: int | None = None
+    tutor_steps: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     latency_kind: Kind = "calibrated"
     latency_marks: tuple[str, ...] = ()

@@ -11,6 +11,8 @@ from nas.study.config import StudyConfig
 from nas.worker.task import Lengths, rung_lengths
 from trainers.learning.sandwich import distilled_steps
 
+TUTOR_SHARE = 0.12  # of what is left, at most, for the tuned teacher that students ask
+FEWEST_TUTOR, MOST_TUTOR = 40, 1200  # steps
 SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
 FEWEST_STEPS, MOST_STEPS = 20, 5000
 MOST_FULL_STEPS = 20_000
@@ -27,8 +29,8 @@ MOST_CANDIDATES = 100_000
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """distill_steps, finetune_steps: of the last rung. candidates: expected, most of them stopped early. finalists: expected.
-    shared_steps: of the shared student, 0 without one. shared_seconds, search_seconds, final_seconds: resource-seconds for it, for
-    candidates, and for finalists and references."""
+    shared_steps: of the shared student, 0 without one; tutor_steps: of the tutor, likewise. shared_seconds, tutor_seconds,
+    search_seconds, final_seconds: resource-seconds for them, for candidates, and for finalists and references."""
 
     distill_steps: int
     finetune_steps: int
@@ -40,6 +42,8 @@ class Plan:
     shared_seconds: float
     search_seconds: float
     final_seconds: float
+    tutor_steps: int = 0
+    tutor_seconds: float = 0.0
 
     @property
     def full_steps(self) -> int:
@@ -130,6 +134,8 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     candidate and its references, or not the rungs.
     """
     left = max(0.0, budget.seconds - spent)
+    tutor_steps, tutor_seconds = tutoring(config, left, config.held(budget), pace, sizes)
+    left -= tutor_seconds
     costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False)
     costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
     least = costs.least(check_rungs(config))
@@ -153,7 +159,18 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
         shared_seconds=costs.shared(steps),
         search_seconds=search - costs.shared(steps),
         final_seconds=left - search,
+        tutor_steps=tutor_steps,
+        tutor_seconds=tutor_seconds,
     )
+
+
+def tutoring(config: StudyConfig, left: float, resources: float, pace: Pace, sizes: Sizes) -> tuple[int, float]:
+    """Steps and resource-seconds of the tutor: as many as its share of the budget buys, none where those are too few."""
+    if not config.recipe.tutor_weight:
+        return 0, 0.0
+    seconds = {steps: resources * pace.seconds(sizes.references[0], 0, steps) for steps in steps_between(FEWEST_TUTOR, MOST_TUTOR)}
+    steps = max((steps for steps in seconds if seconds[steps] <= TUTOR_SHARE * left), default=0)
+    return steps, seconds.get(steps, 0.0)
 
 
 def number_of_candidates(costs: Costs, left: float, steps: int) -> int:

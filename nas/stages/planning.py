@@ -23,7 +23,7 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     recorded = study.read_json(PLAN_FILE)
     if recorded:
         plan = Plan(**recorded["plan"])
-        left = account.budget.seconds - sum(map(account.spent_on, BEFORE_SEARCH))
+        left = account.budget.seconds - sum(map(account.spent_on, BEFORE_SEARCH)) - plan.tutor_seconds
         search = left * SEARCH_SHARE - plan.shared_seconds
         plan = dataclasses.replace(plan, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
         return plan, Pace(**recorded["pace"])
@@ -50,11 +50,18 @@ def describe_plan(plan: Plan, account: Account) -> str:
     lengths, workers, resources = plan.lengths(), account.workers, account.resources
     rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
     share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
-    wall = plan.shared_seconds / resources + (plan.search_seconds + plan.final_seconds) / (workers * resources)
+    wall = (plan.tutor_seconds + plan.shared_seconds) / resources + (plan.search_seconds + plan.final_seconds) / (
+        workers * resources
+    )
+    tutor = (
+        f"  a tutor, the teacher tuned for {plan.tutor_steps:,} steps, in {in_words(plan.tutor_seconds)}\n"
+        if plan.tutor_steps
+        else ""
+    )
     shared = f"  a shared student of {plan.shared_steps:,} steps in {in_words(plan.shared_seconds)}\n" if plan.shared_steps else ""
     return (
         f"plan: {account.budget}, {in_words(account.ledger.spent)} spent so far; {workers} trainings at once, about "
-        f"{in_words(wall)} to go\n{shared}"
+        f"{in_words(wall)} to go\n{tutor}{shared}"
         f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
         f"{rungs}{share}\n"
         f"  then about {plan.finalists} finalists and 4 references in {in_words(plan.final_seconds)}, as long as that allows"

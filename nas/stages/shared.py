@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nas.stages.plan import Plan, named_file
+from nas.stages.tutor import TUTOR
 from nas.study.budget import Account
 from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_tasks, train_shared
@@ -26,7 +27,7 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
     if not plan.shared_steps or read_position(path).get("tuned", 0) >= plan.shared_steps:
         return
     named = named_file(study.config.warm_start)
-    source = named or cached_file(context, plan.shared_steps)
+    source = named or cached_file(context, plan)
     if source.is_file():
         check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
         shutil.copy(source, path)
@@ -38,7 +39,8 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         seconds += account.charge(SPENT_ON, wall)
         tick(seconds, max(wanted, seconds))
 
-    task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps})
+    tutor = TUTOR if plan.tutor_steps else None
+    task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps, "tutor": tutor})
     reports = run_tasks([0], lambda _: task, study.config, 1, function=train_shared, charge=charge, tick=lambda _: None)
     for _, report in reports:
         if "error" in report:
@@ -50,7 +52,15 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
     shutil.copy(path, source)
 
 
-def cached_file(context: Context, steps: int) -> Path:
+def cached_file(context: Context, plan: Plan) -> Path:
     config = context.study.config
-    what = [config.space, context.teacher.digest, context.corpus.digest, context.heard, config.seed, steps]
+    what = [
+        config.space,
+        context.teacher.digest,
+        context.corpus.digest,
+        context.heard,
+        config.seed,
+        plan.shared_steps,
+        plan.tutor_steps,
+    ]
     return Path(config.cache) / "shared" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

@@ -97,8 +97,8 @@ def shared_student(folder: str) -> Elastic:
     return elastic.eval()
 
 
-def distil_shared(study: str, steps: int) -> None:
-    """Into the study folder; goes on where it was interrupted."""
+def distil_shared(study: str, steps: int, tutor: str | None = None) -> None:
+    """Into the study folder; goes on where it was interrupted. It hears the batches that candidates will hear."""
     context = context_of(study)
     config = context.study.config
     torch.set_num_threads(max(1, math.ceil(config.cpus)))
@@ -111,6 +111,8 @@ def distil_shared(study: str, steps: int) -> None:
         seed=config.seed,
         device=pick_device(),
         path=context.study.folder / SHARED_FILE,
+        tutor=tutor_of(context, tutor),
+        share=sharing(context, config.seed),
     )
 
 
@@ -163,7 +165,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     recipe = dataclasses.replace(context.study.config.recipe, **task.tuning)
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
     done = checkpoint.read(student, optimizer, device) if checkpoint else 0
-    lengths, share = task.lengths(), sharing(context, task)
+    lengths, share = task.lengths(), sharing(context, task.seed) if task.sharing else alone
     for rung in range(task.done, task.rungs):
         distill_steps, finetune_steps = lengths[rung]
         if distill_steps > done:
@@ -196,7 +198,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
             seed=task.seed + 1,
             device=device,
             targets=context.targets,
-            tutor=tutor_of(context, task) if recipe.tutor_weight else None,
+            tutor=tutor_of(context, task.tutor) if recipe.tutor_weight else None,
             checkpoint=tuning(context, task, rung, recipe),
             share=share,
         )
@@ -204,9 +206,9 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
         yield tuned
 
 
-def tutor_of(context: Context, task: Task) -> Student | None:
+def tutor_of(context: Context, name: str | None) -> Student | None:
     """Raises ValueError where its weights are missing."""
-    return _tutor(str(context.study.weights_folder(task.tutor).resolve())) if task.tutor else None
+    return _tutor(str(context.study.weights_folder(name).resolve())) if name else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -214,13 +216,11 @@ def _tutor(folder: str) -> Student:
     return load_student(Path(folder))
 
 
-def sharing(context: Context, task: Task) -> Share:
-    """Batches of this task's seed, made once a node where others hear them too and the disk has room for them."""
-    if not task.sharing:
-        return alone
+def sharing(context: Context, seed: int) -> Share:
+    """Batches of a seed, made once a node where the disk has room for them."""
     clip = context.target.window * 2
     room = FREE_SHARE * shutil.disk_usage(context.batches.parent.parent).free / (3 * context.study.config.recipe.batch * clip)
-    return functools.partial(shared, context.batches / str(task.seed), min(MOST_SHARED_STEPS, int(room)))
+    return functools.partial(shared, context.batches / str(seed), min(MOST_SHARED_STEPS, int(room)))
 
 
 def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:

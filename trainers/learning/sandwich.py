@@ -23,6 +23,7 @@ from trainers.learning.precision import autocast
 from trainers.learning.resume import Checkpoint, interval, read_position, write_state
 from trainers.learning.streams import DISTILLATION, Share, alone, distillation_stream
 from trainers.learning.targets import Targets
+from trainers.networks.student import Student
 
 Progress = Callable[[int, int], None]
 RATE = 1.5  # of the shared student's fine-tuning over a candidate's
@@ -30,7 +31,16 @@ TUNED = 4  # steps of fine-tuning for each of distillation
 
 
 def train_shared(
-    elastic: Elastic, targets: Targets, *, steps: int, augment: Augmentation, seed: int, device: torch.device, path: Path
+    elastic: Elastic,
+    targets: Targets,
+    *,
+    steps: int,
+    augment: Augmentation,
+    seed: int,
+    device: torch.device,
+    path: Path,
+    tutor: Student | None = None,
+    share: Share = alone,
 ) -> None:
     """Distils the shared weights for a share of the steps (`distilled_steps`), then tunes them for all of them, and writes them to
     `path`, from which an interrupted distillation goes on; tuning goes on from a checkpoint beside it, which it takes away.
@@ -45,7 +55,14 @@ def train_shared(
     distill_shared(elastic, targets, steps=distilled, augment=augment, seed=seed, device=device, path=path)
     recipe = dataclasses.replace(elastic.recipe, rate=RATE * elastic.recipe.rate)
     tuned = Sandwich(elastic, seed)
-    made_of = [identity(elastic.space, elastic.teacher, recipe), elastic.keywords, targets.corpus.digest, steps, seed]
+    made_of = [
+        identity(elastic.space, elastic.teacher, recipe),
+        elastic.keywords,
+        targets.corpus.digest,
+        steps,
+        seed,
+        tutor is None,
+    ]
     checkpoint = Checkpoint(path=path.with_name(f"tuned-{path.name}"), of=number_of([*made_of, dataclasses.asdict(recipe)]))
     finetune(
         tuned,
@@ -56,7 +73,9 @@ def train_shared(
         augment=augment,
         seed=seed + 1,
         device=device,
+        tutor=tutor if recipe.tutor_weight else None,
         checkpoint=checkpoint,
+        share=share,
     )
     write_shared(path, elastic, distiller(elastic, recipe), steps=distilled, tuned=steps)
     checkpoint.path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""The tutor of a study: its teacher, tuned on the study's keywords and speakers first, so that students can ask for its answers."""
+
+from collections.abc import Callable
+
+from nas.stages.finals import Final
+from nas.stages.plan import Plan
+from nas.stages.references import keep, kept_report
+from nas.study.budget import Account
+from nas.worker.context import Context
+from nas.worker.task import Task, task_json
+from nas.worker.trainings import run_tasks
+from trainers.networks.student import ARCHITECTURE_FILE
+
+TUTOR = "tutor"  # its folder in `students/`, and what the ledger calls it
+
+
+def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable[[float, float], None]) -> None:
+    """Tunes it in a worker, charged, where the plan has one and the study folder has not; one that another study left in the cache
+    is taken. Raises ValueError when its training failed."""
+    study = context.study
+    if not plan.tutor_steps or (study.weights_folder(TUTOR) / ARCHITECTURE_FILE).is_file():
+        return
+    architecture, steps = context.teacher.architecture, plan.tutor_steps
+    final = Final(name=TUTOR, role="tutor", architecture=architecture, start="teacher", distill_steps=0, finetune_steps=steps)
+    if kept_report(context, final):
+        return
+    seconds, wanted = 0.0, plan.tutor_seconds
+
+    def charge(_: Final, wall: float) -> None:
+        nonlocal seconds
+        seconds += account.charge(TUTOR, wall)
+        tick(seconds, max(wanted, seconds))
+
+    for _, report in run_tasks([final], lambda _: _task(context, final), study.config, 1, charge=charge, tick=lambda _: None):
+        if "error" in report:
+            raise ValueError(
+                f"the tutor was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, a search whose "
+                "recipe has tutor_weight = 0.0 does without it"
+            )
+        keep(context, final, report)
+
+
+def _task(context: Context, final: Final) -> str:
+    study = context.study
+    return task_json(
+        Task(
+            study=str(study.folder.resolve()),
+            name=final.name,
+            architecture=final.architecture.to_json(),
+            start=final.start,
+            distill_steps=0,
+            finetune_steps=final.finetune_steps,
+            splits=("val",),
+            seed=study.config.seed,
+        )
+    )
