@@ -168,7 +168,9 @@ def tutoring(config: StudyConfig, left: float, resources: float, pace: Pace, siz
     """Steps and resource-seconds of the tutor: as many as its share of the budget buys, none where those are too few."""
     if not config.recipe.tutor_weight:
         return 0, 0.0
-    seconds = {steps: resources * pace.seconds(sizes.references[0], 0, steps) for steps in steps_between(FEWEST_TUTOR, MOST_TUTOR)}
+    most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
+    lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
+    seconds = {steps: resources * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
     steps = max((steps for steps in seconds if seconds[steps] <= TUTOR_SHARE * left), default=0)
     return steps, seconds.get(steps, 0.0)
 

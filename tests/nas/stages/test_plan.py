@@ -14,10 +14,13 @@ from nas.stages.finalists import choose_finalists, spread
 from nas.stages.pace import CUDA_BYTES, Pace, Sizes, gpu_share
 from nas.stages.plan import (
     FEWEST_STEPS,
+    FEWEST_TUTOR,
     FINAL_SAFETY,
     MOST_STEPS,
+    MOST_TUTOR,
     SHORTEST_RUNG,
     SPARED,
+    TUTOR_SHARE,
     Plan,
     full_steps,
     make_plan,
@@ -29,6 +32,7 @@ from nas.study.config import StudyConfig
 from nas.study.pareto import non_dominated
 from nas.worker.task import rung_lengths
 from search_spaces.architecture import Architecture
+from trainers.learning.recipe import Recipe
 
 PACE = Pace(per_clip=1e-3, per_mac=5e-11, scored=1000, batch=32)
 TYPICAL = 50e6
@@ -43,7 +47,8 @@ def plan(budget: Budget, **fields: Any) -> Plan:
 def test_what_is_planned_fits_the_budget(seconds: float, reduction: int) -> None:
     planned = plan(Budget(resource="cpu", seconds=seconds), reduction=reduction)
     lengths = planned.lengths()
-    assert planned.shared_seconds + planned.search_seconds + planned.final_seconds == pytest.approx(seconds - 60)
+    parts = planned.tutor_seconds + planned.shared_seconds + planned.search_seconds + planned.final_seconds
+    assert parts == pytest.approx(seconds - 60)
     costs = [PACE.rung(TYPICAL, lengths, rung) for rung in range(planned.rungs)]
     on_average = sum(cost / reduction**rung for rung, cost in enumerate(costs))
     assert (planned.candidates - 1) * on_average <= planned.search_seconds
@@ -85,6 +90,16 @@ def test_a_shared_student_is_made_where_enough_candidates_take_from_it() -> None
         assert (planned.shared_steps == 0) == distilled == (planned.distill_steps > 0)
     given = plan(parse_budget("8cpu-days"), warm_start="other/shared.safetensors")
     assert given.shared_steps > 0 and given.shared_seconds == 0
+
+
+@given(st.floats(1200, 1e6))
+def test_a_tutor_takes_its_share_at_most(seconds: float) -> None:
+    budget = Budget(resource="cpu", seconds=seconds)
+    planned = plan(budget)
+    assert planned.tutor_seconds <= TUTOR_SHARE * (seconds - 60) and planned.tutor_steps <= MOST_TUTOR
+    assert (planned.tutor_steps == 0) == (PACE.seconds(SIZES.references[0], 0, FEWEST_TUTOR) > TUTOR_SHARE * (seconds - 60))
+    assert plan(budget, recipe=Recipe(tutor_weight=0.0)).tutor_steps == 0
+    assert plan(budget, finetune_steps=20).tutor_steps <= 60
 
 
 @given(st.floats(1e8, 8e10))
