@@ -23,6 +23,7 @@ from nas.device.known import study_profile
 from nas.device.profile import Profile, profile_path, write_profile
 from nas.proposals.scheduler import Rungs
 from nas.report.front import search_front
+from nas.stages.finals import read_finals
 from nas.study.candidates import values_of
 from nas.study.folder import open_folder
 from nas.worker.unfinished import FOLDERS
@@ -107,7 +108,7 @@ def test_the_output_names_the_plan_the_ledger_and_the_next_steps(searched: tuple
 
 
 def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
-    assert set(front["ledger"]) == {
+    assert set(front["ledger"]) - {"tutor"} == {  # another study may have made it
         "calibration",
         "preparation",
         "probe",
@@ -117,6 +118,14 @@ def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
         "measuring finalists",
     }
     assert all(seconds > 0 for seconds in front["ledger"].values())
+
+
+def test_students_ask_a_tutor_whose_test_split_is_not_read(searched: tuple[Path, str]) -> None:
+    study = open_folder(searched[0] / "studies/small")
+    assert sorted(file.name for file in study.weights_folder("tutor").glob("outcome_*")) == ["outcome_val.npz"]
+    asked = {final.role for final in read_finals(study) if final.tutor_steps}
+    assert asked == {"finalist", "paper's student"}
+    assert "a tutor, the teacher tuned for" in searched[1]
 
 
 def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_front(searched: tuple[Path, str]) -> None:

@@ -14,6 +14,7 @@ from trainers.teacher import folder as teacher_folder
 
 __all__ = ["Teacher", "describe_teacher", "dimensions", "load_teacher"]
 
+FEWEST_HEARD = 3  # layers of a supervised teacher that a student predicts
 PUBLISHED_SIZES = {  # front width, layers, width, heads, feed-forward units
     (512, 12, 768, 12, 3072): "Base",
     (512, 24, 1024, 16, 4096): "Large",
@@ -50,8 +51,11 @@ class Teacher:
 
     @property
     def predicted_layers(self) -> tuple[int, ...]:
-        """The layers that a student predicts: 4, 8 and 12 of 12 (arXiv 2210.16611), in proportion for another depth."""
+        """The layers that a student predicts: 4, 8 and 12 of 12 (arXiv 2210.16611), in proportion for another depth. Of a Whisper,
+        likewise of its lower half or of three layers: what lies above has thrown the voice away."""
         depth = self.architecture.depth
+        if self.is_supervised:
+            depth = min(depth, max(FEWEST_HEARD, depth // 2))
         return tuple(sorted({max(1, round(depth * third / 3)) for third in (1, 2, 3)}))
 
 

@@ -1,5 +1,6 @@
 """Whisper's encoder as a teacher: transformers' states, frames where they are said to be, and folders that are none."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from deploy.export import export_onnx, parity
 from search_spaces.cost import cost
-from trainers.networks.encoder import WhisperFront, sinusoids
+from trainers.networks.encoder import SpeechEncoder, WhisperFront, sinusoids
 from trainers.networks.log_mel import WhisperLogMel
 from trainers.networks.student import Student, load_student, save_student
 from trainers.teacher.teacher import Teacher, load_teacher
@@ -209,3 +210,12 @@ def test_an_input_that_the_preprocessor_normalises_is_normalised(whisper_folder:
     folder = Path(shutil.copytree(whisper_folder, tmp_path / "teacher"))
     preprocessor_with(do_normalize=True)(folder)
     assert load_teacher(str(folder)).geometry.normalize_input
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(3, (1, 2, 3)), (4, (1, 2, 3)), (6, (1, 2, 3)), (12, (2, 4, 6)), (32, (5, 11, 16))])
+def test_students_predict_layers_that_have_the_voice(depth: int, layers: tuple[int, ...], tiny_whisper: Teacher) -> None:
+    own = tiny_whisper.architecture
+    deep = dataclasses.replace(
+        own, heads=own.heads[:1] * depth, ffn_dims=own.ffn_dims[:1] * depth, kept_layers=tuple(range(1, depth + 1))
+    )
+    assert Teacher(name="", digest="", encoder=SpeechEncoder(deep, tiny_whisper.geometry)).predicted_layers == layers
