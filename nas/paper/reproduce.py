@@ -6,6 +6,7 @@ chosen among several for each variant; all others have the recipe's (BC-ResNet a
 `rows.jsonl` has is not trained again.
 """
 
+import shutil
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +46,7 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
                     raise
             table = write_table(reproduction)
             _publish(study, tracking, reproduction.records())
+    shutil.rmtree(context.batches, ignore_errors=True)
     if not table["failed"]:
         forget_all(study)
     return table

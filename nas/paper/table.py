@@ -110,6 +110,7 @@ def _row(key: Key, group: Sequence[Record], outcomes: Mapping[Key, Outcomes], fa
         "size_ratio": group[0]["scores"]["params"] / facts["teacher_params"],
         "steps": {"distill": group[0]["distill_steps"], "finetune": group[0]["finetune_steps"]},
         "tuning": tuning,
+        "tutor": group[0].get("tutor"),
         "seconds": statistics.fmean(record["seconds"] for record in group),
     }
     told, by_corpus = _told(resampled(own), asked)

@@ -19,6 +19,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         "Cost: of one seed; CPU time, or wall time where a worker has a GPU. A student's distillation is in its joint row, the "
         "others start from it. Of a training that was interrupted it counts what came after.",
         *_settings(table["settings"]),
+        *_tutor(table["rows"]),
         *([supervised(table["teacher_name"])] if table.get("teacher_is_supervised") else []),
         *(["These results are synthetic: the speech was made by espeak-ng."] if table["synthetic"] else []),
     ]
@@ -33,6 +34,12 @@ def _settings(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         tried = [s for s in settings if s["variant"] == variant and (s["val_accuracy"], s["val_eer"]) != (None, None)]
         told = "; ".join(f"{s['rate']:g}, {s['finetune_steps']} steps: {_scores(s)}" for s in tried)
         yield f"The teacher's settings, {variant} (on validation speakers): {told}."
+
+
+def _tutor(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for tutor in {row["tutor"]: None for row in rows if row.get("tutor")}:
+        names = dict.fromkeys(row["model"] for row in rows if row["tutor"] == tutor)
+        yield f"Beside the labels, the answers of the tuned teacher ({tutor}) taught: {', '.join(names)}."
 
 
 def _scores(setting: Mapping[str, Any]) -> str:

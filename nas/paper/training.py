@@ -108,5 +108,6 @@ class Reproduction:
             seed=row.seed,
             tuning=dict(row.tuning),
             tutor=row.tutor,
+            sharing=True,
             distilled=f"{slug(row.model)}-{row.seed}" if row.distill_steps else None,
         )

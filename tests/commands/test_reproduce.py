@@ -124,7 +124,7 @@ def test_a_training_that_was_killed_goes_on_inside(folder: Path) -> None:
     assert 3 <= reached < STEPS and min(seen) >= reached and max(seen) > reached
     study = open_folder(folder / "studies/paper")
     killed = next(record for record in read_lines(study.folder / "rows.jsonl") if record["name"] == FIRST)
-    fields = {name: killed[name] for name in ("start", "distill_steps", "finetune_steps", "seed", "tuning")}
+    fields = {name: killed[name] for name in ("start", "distill_steps", "finetune_steps", "seed", "tuning", "tutor")}
     task = Task(
         study=str(study.folder.resolve()), name="again", architecture=json.dumps(killed["architecture"]), splits=(), **fields
     )
@@ -138,7 +138,8 @@ def test_every_row_stands_in_the_table(table: dict[str, Any]) -> None:
     models = ["teacher", "paper's student", "little", "wide", "little from scratch", "BC-ResNet"]
     alone = [(model, variant) for variant in (KEYWORDS, SPEAKERS, FROZEN) for model in ("teacher", "paper's student", "little")]
     assert list(rows) == [*((model, JOINT) for model in models), *alone]
-    for (_, variant), row in rows.items():
+    for (model, variant), row in rows.items():
+        assert (row["tutor"] is None) == (model in ("teacher", "little from scratch", "BC-ResNet"))
         assert ("accuracy" in row) == (variant != SPEAKERS) and ("eer" in row) == (variant != KEYWORDS)
         assert ("min_dcf" in row) == ("eer" in row) and row["params"] > 0 and row["seconds"] > 0
         assert row["seeds"] == (2 if variant == JOINT else 1)
