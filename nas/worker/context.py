@@ -19,9 +19,11 @@ from search_spaces.catalog import find_space
 from search_spaces.cost import Cost, cost
 from search_spaces.space import SearchSpace
 from trainers.learning.batches import Augmentation
+from trainers.learning.distill import lesson_of
 from trainers.learning.precision import pick_device
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.baselines import counted_cost
+from trainers.networks.fitting import Lesson
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus, check_trainable
 from trainers.speech.loading import load_corpus
@@ -51,6 +53,11 @@ class Context:
         """Of this study on this node: where another one hears the same, its end must not take them away."""
         digest = hashlib.sha256(f"{self.heard} {self.study.folder.resolve()}".encode()).hexdigest()
         return Path(self.study.config.cache) / "batches" / digest[:16]
+
+    @functools.cached_property
+    def lesson(self) -> Lesson:
+        """On which students are fitted to the teacher."""
+        return lesson_of(self.targets, self.study.config.recipe.fit_windows, pick_device())
 
     @functools.cached_property
     def device(self) -> Device:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers.learning.batches import Augmentation
@@ -15,7 +16,7 @@ from trainers.learning.resume import Checkpoint
 from trainers.learning.streams import DISTILLATION, Share, Stream, alone, distillation_stream
 from trainers.learning.targets import BATCH, Targets
 from trainers.networks.encoder import SpeechEncoder
-from trainers.networks.fitting import fit, regress
+from trainers.networks.fitting import Lesson, fit, listen, regress
 from trainers.networks.student import Student
 
 Progress = Callable[[int, int], None]
@@ -31,18 +32,29 @@ def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
     return (distance_bt - F.logsigmoid(F.cosine_similarity(predicted_btk, target_btk, dim=-1))).mean()
 
 
+def lesson_of(targets: Targets, windows: int, device: torch.device) -> Lesson:
+    """Of so many of the targets' windows, always the same ones."""
+    return listen(targets.teacher.encoder.to(device), torch.from_numpy(targets.audio(_fitting(targets, windows))).to(device))
+
+
+def _fitting(targets: Targets, windows: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).permutation(len(targets.rows))[:windows]
+
+
 @torch.no_grad()
-def fit_student(student: Student, targets: Targets, recipe: Recipe, device: torch.device) -> None:
-    """Distillation in closed form of a student that inherited from its teacher: encoder, then prediction layers."""
-    picked = np.random.default_rng(0).permutation(len(targets.rows))[: recipe.fit_windows]
+def fit_student(student: Student, targets: Targets, lesson: Lesson, recipe: Recipe) -> None:
+    """Distillation in closed form of a student that inherited from its teacher: encoder, then prediction layers.
+
+    lesson: of `lesson_of` these targets; the student goes to its device."""
+    device = lesson.audio.device
     encoder, teacher = student.to(device).encoder, targets.teacher.encoder.to(device)
     assert isinstance(encoder, SpeechEncoder), "a baseline inherits nothing"
-    audio = torch.from_numpy(targets.audio(picked)).to(device)
-    fit(encoder, teacher, audio, recipe.narrowing)
+    fit(encoder, teacher, lesson, recipe.narrowing)
     if not student.predicted_layers:
         return
-    states = [torch.cat(parts) for parts in zip(*(encoder(part) for part in torch.split(audio, BATCH)))]
-    for layer, at, wanted in zip(student.predictions, student.predicting(len(states) - 1), targets.batch(picked, device)):
+    states = [torch.cat(parts) for parts in zip(*(encoder(part) for part in torch.split(lesson.audio, BATCH)))]
+    targeted = targets.batch(_fitting(targets, len(lesson.audio)), device)
+    for layer, at, wanted in zip(student.predictions, student.predicting(len(states) - 1), targeted):
         assert isinstance(layer, nn.Linear)
         layer.weight.zero_()
         layer.bias.zero_()

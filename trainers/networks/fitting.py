@@ -13,8 +13,7 @@ Post-training pruning repairs a layer in the same way by its own outputs (for ex
 here the target is the state of the whole teacher, layers that the student leaves out included.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,37 +26,65 @@ from trainers.networks.inherit import Narrowing, inherit_layer, inside, kept_cha
 RIDGE = 1e-3  # of each input's power
 TRUST = 3e-2  # ridge on a change of the stream, of the mean power of the map back
 ROUNDS = 6
-SAME = 1e-3
+SAME = 2e-3  # half precision
 BATCH = 32  # windows that go through a front end at once: its first states are long
 SMALLEST_DEVIATION = 1e-3  # of a teacher's channel; a constant one must not be blown up
 
 
-@torch.no_grad()
-def fit(student: SpeechEncoder, teacher: SpeechEncoder, audio_bn: Tensor, narrowing: Narrowing = "importance") -> None:
-    """Overwrites the weights of a student that has inherited from its teacher by the same `narrowing`; norms, positions and all
-    but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech.
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a teacher computes on some speech.
 
-    audio_bn: (windows, samples) of speech, on the device of both encoders. A window has some fifty frames that are much alike:
-    256 windows explain more of a teacher's layers than 128, and 512 a little more.
+    audio: (windows, samples). front: what its convolutions or projection make, before positions; sums: what enters layer 1, then
+    the stream after each attention and feed-forward, before a norm that follows; each (windows, frames, width), in half precision.
+    powers: that each head and each unit adds to the stream, (heads,) and (units,) by turns.
     """
-    a = student.architecture
-    if student.geometry.normalize_input:
-        audio_bn = normalize(audio_bn)
+
+    audio: Tensor
+    front: Tensor
+    sums: tuple[Tensor, ...]
+    powers: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
+    """One lesson serves all students. audio_bn: (windows, samples), on the teacher's device. 256 windows of a second explain more of
+    a teacher's layers than 128, and 512 a little more; a third of the frames of 512 windows explains less."""
+    heard = normalize(audio_bn) if teacher.geometry.normalize_input else audio_bn
+    front, x = _entering(teacher, heard)
+    sums, powers = [x.half()], list[Tensor]()
+    bias = None if teacher.relative is None else teacher.relative(x.shape[1])
+    for half in _all_halves(teacher, bias):
+        gathered = half.gather(half.hear(x))
+        powers.append(written(half.writer, gathered, half.size))
+        total = x + half.writer(gathered)
+        sums.append(total.half())
+        x = half.leave(total)
+    return Lesson(audio=audio_bn, front=front.half(), sums=tuple(sums), powers=tuple(powers))
+
+
+@torch.no_grad()
+def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowing: Narrowing = "importance") -> None:
+    """Overwrites the weights of a student that has inherited from its teacher by the same `narrowing`; norms, positions and all
+    but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech. All is
+    on one device.
+    """
     channels = kept_channels(student, teacher, narrowing)
-    ours, theirs = _fit_front(student, teacher, audio_bn, channels)
-    bias = None if teacher.relative is None else teacher.relative(theirs.shape[1])
-    fitted = dict(zip(a.kept_layers, student.layers))
-    for number, source in enumerate(teacher.layers[: a.kept_layers[-1]], 1):
-        assert isinstance(source, Layer)
-        layer = fitted.get(number)
-        if layer is None:
-            theirs = source(theirs, None, bias)
-            continue
+    stride, sides = student.architecture.frame_stride, list(_all_halves(teacher))
+    ours = _fit_front(student, lesson, channels)
+    for layer, number in zip(student.layers, student.architecture.kept_layers):
         assert isinstance(layer, Layer)
-        if _is_whole(layer, source) and ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=SAME, atol=SAME):
-            ours = theirs = source(theirs, None, bias)
-        else:
-            ours, theirs = _fit_layer(layer, source, ours, theirs, channels, bias)
+        first, source = 2 * (number - 1), teacher.layers[number - 1]
+        assert isinstance(source, Layer)
+        entering = [_entered(sides, lesson, at) for at in (first, first + 1)]
+        if _is_whole(layer, source) and _is_same(ours, entering[0]):
+            ours = layer(ours, None)
+            continue
+        halves = list(_halves(layer))
+        kept = [_strongest(lesson.powers[first + i], half) for i, half in enumerate(halves)]
+        inherit_layer(layer, source, channels, *kept)
+        for half, side, x_btw, total, rows in zip(halves, sides[first:], entering, lesson.sums[first + 1 :], kept):
+            ours = _fit_half(half, side, ours, x_btw, total.float(), rows, stride)
 
 
 def _is_whole(layer: Layer, source: Layer) -> bool:
@@ -65,47 +92,21 @@ def _is_whole(layer: Layer, source: Layer) -> bool:
     return [weight.shape for weight in layer.parameters()] == [weight.shape for weight in source.parameters()]
 
 
-def _fit_layer(
-    layer: Layer, source: Layer, ours: Tensor, theirs: Tensor, channels: Tensor, bias_hss: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """ours: (windows, steps, width), theirs: (windows, frames, teacher width), what enters the layers; returns what leaves them."""
-    stride, sizes = math.ceil(theirs.shape[1] / ours.shape[1]), (source.head_dim, 1)
-    sides, heard, totals, kept = list(_halves(source, bias_hss)), list[Tensor](), list[Tensor](), list[Tensor]()
-    for side, half, size in zip(sides, _halves(layer), sizes):
-        heard.append(side.hear(theirs))
-        gathered = side.gather(heard[-1])
-        most = written(side.writer, gathered, size).topk(half.writer.in_features // size)
-        kept.append(inside(most.indices.sort().values, size))
-        totals.append(theirs + side.writer(gathered))
-        theirs = side.leave(totals[-1])
-    inherit_layer(layer, source, channels, *kept)
-    for half, side, heard_btw, total_btw, rows in zip(_halves(layer), sides, heard, totals, kept):
-        for reader, example in zip(half.readers, side.readers):
-            wanted = F.linear(heard_btw, example.weight[rows], None if example.bias is None else example.bias[rows])
-            regress(reader, half.hear(ours), strided(wanted, stride))
-        gathered = half.gather(half.hear(ours))
-        fit_writer(half.writer, ours, gathered, strided(total_btw, stride))
-        ours = half.leave(ours + half.writer(gathered))
-    return ours, theirs
-
-
-def written(writer: nn.Linear, gathered: Tensor, size: int) -> Tensor:
-    """(groups,): the power that each group of `size` channels of `gathered` (..., groups x size) adds to the stream."""
-    x_ngd = torch.unflatten(gathered.flatten(0, -2), -1, (-1, size))
-    x_ngd = x_ngd - x_ngd.mean(0)
-    weight_wgd = torch.unflatten(writer.weight, -1, (-1, size))
-    return torch.einsum("wgd,gde,wge->g", weight_wgd, torch.einsum("ngd,nge->gde", x_ngd, x_ngd), weight_wgd)
+def _is_same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=SAME, atol=SAME)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Half:
-    """Attention or feed-forward of a layer: readers of the stream, what they gather, the writer back to it."""
+    """Attention or feed-forward of a layer: readers of the stream, what they gather, the writer back to it. size: channels of a
+    head, or of a unit, 1."""
 
     norm: nn.Module
     is_pre: bool
     readers: tuple[nn.Linear, ...]
     gather: Callable[[Tensor], Tensor]
     writer: nn.Linear
+    size: int
 
     def hear(self, x_bsw: Tensor) -> Tensor:
         heard: Tensor = self.norm(x_bsw) if self.is_pre else x_bsw
@@ -124,6 +125,7 @@ def _halves(layer: Layer, bias_hss: Tensor | None = None) -> Iterator[_Half]:
         readers=(attention.q, attention.k, attention.v),
         gather=lambda heard: attention.mix(heard, None, bias_hss),
         writer=attention.out,
+        size=layer.head_dim,
     )
     yield _Half(
         norm=layer.ffn_norm,
@@ -131,36 +133,83 @@ def _halves(layer: Layer, bias_hss: Tensor | None = None) -> Iterator[_Half]:
         readers=(layer.ffn_in,),
         gather=lambda heard: F.gelu(layer.ffn_in(heard)),
         writer=layer.ffn_out,
+        size=1,
     )
 
 
-def _fit_front(student: SpeechEncoder, teacher: SpeechEncoder, audio_bn: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """The last convolution of a Whisper's student, the projection of others; what enters layer 1 of both, (batch, steps, width)."""
-    stride = student.architecture.frame_stride
-    if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
-        (first, second), (our_first, our_second) = teacher.front.convolutions, student.front.convolutions
-        assert our_second.bias is not None
-        mel_btf = torch.cat([teacher.front.mel(part_bn) for part_bn in torch.split(audio_bn, BATCH)])
-        wanted = convolve(second, F.gelu(convolve(first, mel_btf)))
-        heard = _taps(our_second, F.gelu(convolve(our_first, mel_btf)))
-        flat = nn.Linear(heard.shape[-1], our_second.out_channels, device=heard.device)
-        flat.weight.copy_(our_second.weight.flatten(1))
-        flat.bias.copy_(our_second.bias)
-        regress(flat, heard, strided(wanted[..., channels], stride))
-        our_second.weight.copy_(flat.weight.view_as(our_second.weight))
-        our_second.bias.copy_(flat.bias)
-        ours, theirs = F.gelu(flat(heard)), F.gelu(wanted)
+def _all_halves(encoder: SpeechEncoder, bias_hss: Tensor | None = None) -> Iterator[_Half]:
+    for layer in encoder.layers:
+        assert isinstance(layer, Layer)
+        yield from _halves(layer, bias_hss)
+
+
+def _entered(sides: Sequence[_Half], lesson: Lesson, at: int) -> Tensor:
+    """(windows, frames, teacher width): what enters a half of the teacher."""
+    before = lesson.sums[at].float()
+    return sides[at - 1].leave(before) if at else before
+
+
+def _strongest(power: Tensor, half: _Half) -> Tensor:
+    """Channels of the teacher's heads or units that the student's half takes over, in their order."""
+    count = half.writer.in_features // half.size
+    return inside(power.topk(count).indices.sort().values, half.size)
+
+
+def _fit_half(half: _Half, side: _Half, ours: Tensor, theirs: Tensor, total: Tensor, rows: Tensor, stride: int) -> Tensor:
+    """ours: (windows, steps, width); theirs, total: (windows, frames, teacher width), what enters the teacher's half and the sum
+    that it makes; returns what leaves the student's."""
+    heard_btw = side.hear(theirs)
+    for reader, example in zip(half.readers, side.readers):
+        wanted = F.linear(heard_btw, example.weight[rows], None if example.bias is None else example.bias[rows])
+        regress(reader, half.hear(ours), strided(wanted, stride))
+    gathered = half.gather(half.hear(ours))
+    fit_writer(half.writer, ours, gathered, strided(total, stride))
+    return half.leave(ours + half.writer(gathered))
+
+
+def written(writer: nn.Linear, gathered: Tensor, size: int) -> Tensor:
+    """(groups,): the power that each group of `size` channels of `gathered` (..., groups x size) adds to the stream."""
+    x_ngd = torch.unflatten(gathered.flatten(0, -2), -1, (-1, size))
+    x_ngd = x_ngd - x_ngd.mean(0)
+    weight_wgd = torch.unflatten(writer.weight, -1, (-1, size))
+    return torch.einsum("wgd,gde,wge->g", weight_wgd, torch.einsum("ngd,nge->gde", x_ngd, x_ngd), weight_wgd)
+
+
+def _entering(encoder: SpeechEncoder, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
+    """What the convolutions or the projection make, and what enters layer 1; both (windows, steps, width)."""
+    made = []
+    for part_bn in torch.split(audio_bn, BATCH):
+        if isinstance(encoder.front, WhisperFront):
+            first, second = encoder.front.convolutions
+            made.append(convolve(second, F.gelu(convolve(first, encoder.front.mel(part_bn)))))
+        else:
+            made.append(encoder.projection(encoder.stacked(encoder.front_norm(encoder.front(part_bn, None)))))
+    front = torch.cat(made)
+    return front, encoder.placed(F.gelu(front) if isinstance(encoder.front, WhisperFront) else front)
+
+
+def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tensor:
+    """The last convolution of a Whisper's student, the projection of others; what enters layer 1, (windows, steps, width)."""
+    audio = normalize(lesson.audio) if student.geometry.normalize_input else lesson.audio
+    parts, stride = torch.split(audio, BATCH), student.architecture.frame_stride
+    if isinstance(student.front, WhisperFront):
+        first, second = student.front.convolutions
+        heard = torch.cat([_taps(second, F.gelu(convolve(first, student.front.mel(part_bn)))) for part_bn in parts])
+        linear = nn.Linear(heard.shape[-1], second.out_channels, device=heard.device)
+        assert second.bias is not None
+        linear.weight.copy_(second.weight.flatten(1))
+        linear.bias.copy_(second.bias)
     else:
-        theirs = teacher.projection(_front_states(teacher, audio_bn))
-        heard = student.stacked(_front_states(student, audio_bn))
-        regress(student.projection, heard, strided(theirs[..., channels], stride))
-        ours = student.projection(heard)
-    return student.placed(ours), teacher.placed(theirs)
-
-
-def _front_states(encoder: SpeechEncoder, audio_bn: Tensor) -> Tensor:
-    """(windows, frames, front width) of an encoder that is no Whisper."""
-    return torch.cat([encoder.front_norm(encoder.front(part_bn, None)) for part_bn in torch.split(audio_bn, BATCH)])
+        heard = torch.cat([student.stacked(student.front_norm(student.front(part_bn, None))) for part_bn in parts])
+        linear = student.projection
+    regress(linear, heard, strided(lesson.front.float()[..., channels], stride))
+    made = linear(heard)
+    if isinstance(student.front, WhisperFront):
+        assert second.bias is not None
+        second.weight.copy_(linear.weight.view_as(second.weight))
+        second.bias.copy_(linear.bias)
+        made = F.gelu(made)
+    return student.placed(made)
 
 
 def _taps(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:

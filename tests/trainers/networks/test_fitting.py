@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import Architecture
 from trainers.learning.batches import cut
 from trainers.networks.encoder import SpeechEncoder
-from trainers.networks.fitting import fit, fit_writer, regress, strided
+from trainers.networks.fitting import fit, fit_writer, listen, regress, strided
 from trainers.networks.inherit import inherit
 from trainers.speech.loading import load_corpus
 from trainers.speech.synthetic import speak_corpus
@@ -76,7 +76,7 @@ def teachers(tiny_teacher: Teacher, tiny_whisper: Teacher) -> dict[str, Teacher]
 def test_a_whole_student_stays_its_teacher(teachers: dict[str, Teacher], family: str) -> None:
     teacher, audio = teachers[family].encoder, noise(16, 1)
     student = heir(teachers[family])
-    fit(student, teacher, noise(16, 0))
+    fit(student, teacher, listen(teacher, noise(16, 0)))
     with torch.no_grad():
         for state, expected in zip(student(audio), teacher(audio), strict=True):
             torch.testing.assert_close(state, expected, rtol=1e-3, atol=1e-3)
@@ -89,7 +89,7 @@ def test_fitting_explains_more_of_the_teacher(speech: Tensor, name: str, stride:
     teacher = load_teacher(name)
     student = heir(teacher, front_width=48, width=96, heads=2, ffn_dims=192, kept_layers=(1, 3), frame_stride=stride)
     fitted = heir(teacher, front_width=48, width=96, heads=2, ffn_dims=192, kept_layers=(1, 3), frame_stride=stride)
-    fit(fitted, teacher.encoder, speech[:200])
+    fit(fitted, teacher.encoder, listen(teacher.encoder, speech[:200]))
     before, after = (explained(one, teacher.encoder, speech[200:], layer=3) for one in (student, fitted))
     assert after > before + 0.02
 
@@ -99,7 +99,7 @@ def test_a_front_end_that_inherits_nothing_is_heard_through_its_projection(speec
     teacher = load_teacher("mini-hubert")
     changes: dict[str, Any] = {"front_end": "mel", "front_width": 48, "width": 96, "heads": 2, "ffn_dims": 192, "kept_layers": (1,)}
     student, fitted = heir(teacher, **changes), heir(teacher, **changes)
-    fit(fitted, teacher.encoder, speech[:200])
+    fit(fitted, teacher.encoder, listen(teacher.encoder, speech[:200]))
     assert all(map(torch.equal, student.front.parameters(), fitted.front.parameters()))
     before, after = (explained(one, teacher.encoder, speech[200:], layer=1) for one in (student, fitted))
     assert after > before + 0.02
@@ -115,7 +115,7 @@ def test_a_teacher_with_gated_positions_is_fitted_to(tiny_teacher: Teacher) -> N
         teacher = Teacher(name="", digest="", encoder=SpeechEncoder(architecture, geometry).eval())
         student = SpeechEncoder(architecture, geometry.of_students).eval()
     inherit(student, teacher.encoder)
-    fit(student, teacher.encoder, noise(64, 0))
+    fit(student, teacher.encoder, listen(teacher.encoder, noise(64, 0)))
     assert explained(student, teacher.encoder, noise(64, 1), layer=architecture.depth) > 0.9
 
 
