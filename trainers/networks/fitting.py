@@ -48,8 +48,8 @@ class Lesson:
 
 @torch.no_grad()
 def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
-    """One lesson serves all students. audio_bn: (windows, samples), on the teacher's device. 256 windows of a second explain more of
-    a teacher's layers than 128, and 512 a little more; a third of the frames of 512 windows explains less."""
+    """One lesson serves all students. audio_bn: (windows, samples), on the teacher's device. 256 windows of a second explain more
+    of its layers than 128, and 512 a little more; a third of the frames of 512 windows explains less."""
     heard = normalize(audio_bn) if teacher.geometry.normalize_input else audio_bn
     front, x = _entering(teacher, heard)
     sums, powers = [x.half()], list[Tensor]()
