@@ -94,7 +94,7 @@ def _member(
         "run_id": (run_ids or {}).get(final.name),
         "latency_marks": list(final.latency_marks),
         "start": final.start,
-        "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps},
+        "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps, "tutor": final.tutor_steps},
         "architecture": json.loads(final.architecture.to_json()),
     }
     if final.role != "teacher" and teacher and (own := tested(study, final.name)):

@@ -110,6 +110,14 @@ def _predictions(front: Front) -> Iterator[str]:
         )
 
 
+def _tutored(front: Front) -> Iterator[str]:
+    if steps := max((member["steps"].get("tutor", 0) for member in front["members"]), default=0):
+        yield (
+            f"Beside the labels, members and the paper's student learned from the answers of a tutor: the teacher, tuned for "
+            f"{steps:,} steps. What is from scratch, and BC-ResNet, had labels alone."
+        )
+
+
 def _shared_start(front: Front) -> Iterator[str]:
     if any(member["start"] == "shared student" for member in front["members"]):
         yield (
@@ -134,6 +142,7 @@ FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _beaten_by_the_baseline,
     _uneven,
     _predictions,
+    _tutored,
     _shared_start,
     _knee_from_scratch,
 )

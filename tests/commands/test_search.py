@@ -120,12 +120,13 @@ def test_the_ledger_holds_every_stage(front: Mapping[str, Any]) -> None:
     assert all(seconds > 0 for seconds in front["ledger"].values())
 
 
-def test_students_ask_a_tutor_whose_test_split_is_not_read(searched: tuple[Path, str]) -> None:
+def test_students_ask_a_tutor_whose_test_split_is_not_read(searched: tuple[Path, str], front: Mapping[str, Any]) -> None:
     study = open_folder(searched[0] / "studies/small")
     assert sorted(file.name for file in study.weights_folder("tutor").glob("outcome_*")) == ["outcome_val.npz"]
     asked = {final.role for final in read_finals(study) if final.tutor_steps}
     assert asked == {"finalist", "paper's student"}
     assert "a tutor, the teacher tuned for" in searched[1]
+    assert any("answers of a tutor" in note for note in front["notes"])
 
 
 def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_front(searched: tuple[Path, str]) -> None:
