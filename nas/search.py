@@ -6,15 +6,15 @@ from typing import Any
 
 from rich.console import Console
 
+from nas.planning.admission import Admission
+from nas.planning.planning import describe_plan, planned
+from nas.planning.preparation import calibrate_target, check_members, prepare, sized
 from nas.report.front import build_front
 from nas.report.publish import report
 from nas.report.table import write_report
-from nas.stages.admission import Admission
 from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise
 from nas.stages.finalists import Choice
-from nas.stages.planning import describe_plan, planned
-from nas.stages.preparation import calibrate_target, check_members, prepare, sized
 from nas.stages.shared import prepare_shared
 from nas.stages.tutor import prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget

@@ -22,10 +22,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from nas.tracking.connection import ENVIRONMENT
+from trainers.importing.synthetic import speak_corpus
 from trainers.speech.corpora import Corpus
 from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import write_corpus
-from trainers.speech.synthetic import speak_corpus
 from trainers.teacher.teacher import Teacher, load_teacher
 
 os.environ.update(ENVIRONMENT)  # before any test imports MLflow, which reads them once

@@ -33,7 +33,7 @@ def folder(
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
 ) -> None:
     """Import a folder of audio files; splits are speaker-disjoint and always the same."""
-    from trainers.speech.importers import import_folder
+    from trainers.importing.importers import import_folder
 
     _import(folder, out, lambda tick: import_folder(folder, pattern, out, seed=seed, progress=tick))
 
@@ -48,7 +48,7 @@ def speech_commands(
     seed: Annotated[int, typer.Option(help="Of what _unknown_ and _silence_ are drawn from.")] = 0,
 ) -> None:
     """Import Speech Commands with its official lists of validation and test clips."""
-    from trainers.speech.speech_commands import import_speech_commands
+    from trainers.importing.speech_commands import import_speech_commands
 
     _import(root, out, lambda tick: import_speech_commands(root, out, classes=classes, seed=seed, progress=tick))
 
@@ -61,7 +61,7 @@ def voxceleb1(
     seed: Annotated[int, typer.Option(help="Of the speakers drawn for validation.")] = 0,
 ) -> None:
     """Import VoxCeleb1; the speakers of the official trial list are the test split."""
-    from trainers.speech.layouts import import_voxceleb1
+    from trainers.importing.layouts import import_voxceleb1
 
     _import(root, out, lambda tick: import_voxceleb1(root, out, trials=trials, seed=seed, progress=tick))
 
@@ -73,7 +73,7 @@ def librispeech(
     subset: Annotated[list[str], typer.Option(help="Such as train-clean-100, dev-clean; may be repeated.")],
 ) -> None:
     """Import subsets of LibriSpeech: speakers, no keywords."""
-    from trainers.speech.layouts import import_librispeech
+    from trainers.importing.layouts import import_librispeech
 
     _import(root, out, lambda tick: import_librispeech(root, out, subset, progress=tick))
 

@@ -78,8 +78,8 @@ def search(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for students within a budget and log the front to MLflow."""
+    from nas.planning.preparation import check_config, check_target
     from nas.search import search as run_search
-    from nas.stages.preparation import check_config, check_target
     from nas.study.config import StudyConfig
     from nas.study.folder import create_study, open_study
     from nas.study.progress import console

@@ -47,7 +47,7 @@ def reproduce(
     """Run the paper's experiment: teacher and students, one task, both, frozen, from scratch, and BC-ResNet."""
     from nas.paper.experiment import Experiment, new_experiment, read_experiment
     from nas.paper.reproduce import reproduce as run
-    from nas.stages.preparation import check_config
+    from nas.planning.preparation import check_config
     from nas.study.config import StudyConfig
     from nas.study.folder import open_study
     from nas.study.progress import console

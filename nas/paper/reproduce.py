@@ -15,7 +15,7 @@ from nas.paper.experiment import Experiment
 from nas.paper.table import build_table, log_rows
 from nas.paper.text import markdown
 from nas.paper.training import Reproduction
-from nas.stages.preparation import facts, prepare
+from nas.planning.preparation import facts, prepare
 from nas.study.budget import parse_budget
 from nas.study.folder import Study
 from nas.study.progress import progress

@@ -10,8 +10,8 @@ from nas.paper.experiment import BASELINE, FROZEN, JOINT, KEYWORDS, PAPER, SPEAK
 from nas.study.folder import Study
 from nas.tracking.mirror import Tracking
 from nas.worker.evaluate import read_outcome
-from trainers.learning.metrics import Rate, Resampled, contents, detection_costs, resampled
-from trainers.learning.outcome import Outcome
+from trainers.scoring.metrics import Rate, Resampled, contents, detection_costs, resampled
+from trainers.scoring.outcome import Outcome
 
 Key = tuple[str, str]  # model and variant: a row of the table
 Outcomes = Mapping[int, Outcome]  # by seed

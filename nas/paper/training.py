@@ -8,7 +8,7 @@ from typing import Any
 from nas.paper.choice import Choice
 from nas.paper.experiment import JOINT, Experiment, slug
 from nas.paper.rows import Row, Rows, in_table_order
-from nas.stages.pace import training_macs
+from nas.planning.pace import training_macs
 from nas.study.budget import Account, append_line, in_words, read_lines
 from nas.study.progress import Tick
 from nas.worker.context import Context, cost_of

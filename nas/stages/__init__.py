@@ -1,1 +1,1 @@
-"""The steps of a search: plan, shared student, exploration, finalists."""
+"""The steps of a search: tutor, shared student, exploration, finals."""

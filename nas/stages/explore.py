@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from nas.planning.admission import Admission, checked
 from nas.proposals.scheduler import RungScheduler
 from nas.proposals.searcher import Hooks, StudySearcher
-from nas.stages.admission import Admission, checked
 from nas.stages.records import Records
 from nas.stages.tutor import TUTOR
 from nas.study.candidates import LATENCY, Candidate

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from nas.planning.pace import Pace, training_macs
+from nas.planning.plan import FINAL_SAFETY, Plan, full_steps
 from nas.stages.finals import Final, is_done, read_finals, record_final
-from nas.stages.pace import Pace, training_macs
-from nas.stages.plan import FINAL_SAFETY, Plan, full_steps
 from nas.study.budget import Account
 from nas.study.candidates import Candidate, values_of
 from nas.study.pareto import epsilon_net, knee, non_dominated

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nas.stages.admission import SPENT_ON
+from nas.planning.admission import SPENT_ON
 from nas.study.budget import Account
 from nas.study.candidates import Candidate
 from nas.study.folder import Study

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from nas.stages.plan import Plan, named_file
+from nas.planning.plan import Plan, named_file
 from nas.stages.tutor import TUTOR
 from nas.study.budget import Account
 from nas.worker.context import SHARED_FILE, Context, space_of
-from nas.worker.trainings import run_tasks, train_shared
+from nas.worker.trainings import run_alone, train_shared
 from trainers.learning.elastic import check_shared
 from trainers.learning.resume import read_position
 
@@ -32,22 +32,15 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
         shutil.copy(source, path)
         return
-    seconds, wanted = 0.0, plan.shared_seconds
-
-    def charge(_: int, wall: float) -> None:
-        nonlocal seconds
-        seconds += account.charge(SPENT_ON, wall)
-        tick(seconds, max(wanted, seconds))
-
     tutor = TUTOR if plan.tutor_steps else None
     task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps, "tutor": tutor})
-    reports = run_tasks([0], lambda _: task, study.config, 1, function=train_shared, charge=charge, tick=lambda _: None)
-    for _, report in reports:
-        if "error" in report:
-            raise ValueError(
-                f"the shared student was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "
-                "a search with --warm-start off does without it"
-            )
+    expected = plan.shared_seconds
+    report = run_alone(task, study.config, account, what=SPENT_ON, expected=expected, tick=tick, function=train_shared)
+    if "error" in report:
+        raise ValueError(
+            f"the shared student was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "
+            "a search with --warm-start off does without it"
+        )
     source.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, source)
 

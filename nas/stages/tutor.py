@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
+from nas.planning.plan import Plan
 from nas.stages.finals import Final
-from nas.stages.plan import Plan
 from nas.stages.references import keep, kept_report
 from nas.study.budget import Account
 from nas.worker.context import Context
 from nas.worker.task import Task, task_json
-from nas.worker.trainings import run_tasks
+from nas.worker.trainings import run_alone
 from trainers.networks.student import ARCHITECTURE_FILE
 
 TUTOR = "tutor"  # its folder in `students/`, and what the ledger calls it
@@ -24,20 +24,13 @@ def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable
     final = Final(name=TUTOR, role="tutor", architecture=architecture, start="teacher", distill_steps=0, finetune_steps=steps)
     if kept_report(context, final):
         return
-    seconds, wanted = 0.0, plan.tutor_seconds
-
-    def charge(_: Final, wall: float) -> None:
-        nonlocal seconds
-        seconds += account.charge(TUTOR, wall)
-        tick(seconds, max(wanted, seconds))
-
-    for _, report in run_tasks([final], lambda _: _task(context, final), study.config, 1, charge=charge, tick=lambda _: None):
-        if "error" in report:
-            raise ValueError(
-                f"the tutor was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, a search whose "
-                "recipe has tutor_weight = 0.0 does without it"
-            )
-        keep(context, final, report)
+    report = run_alone(_task(context, final), study.config, account, what=TUTOR, expected=plan.tutor_seconds, tick=tick)
+    if "error" in report:
+        raise ValueError(
+            f"the tutor was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, a search whose "
+            "recipe has tutor_weight = 0.0 does without it"
+        )
+    keep(context, final, report)
 
 
 def _task(context: Context, final: Final) -> str:

@@ -18,6 +18,7 @@ from search_spaces.architecture import Baseline, Geometry, Heads, Network
 from search_spaces.catalog import find_space
 from search_spaces.cost import Cost, cost
 from search_spaces.space import SearchSpace
+from trainers.importing.synthetic import speak_corpus
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import lesson_of
 from trainers.learning.precision import pick_device
@@ -27,7 +28,6 @@ from trainers.networks.fitting import Lesson
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus, check_trainable
 from trainers.speech.loading import load_corpus
-from trainers.speech.synthetic import speak_corpus
 from trainers.speech.trial_lists import study_trials
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher, load_teacher

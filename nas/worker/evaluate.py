@@ -22,12 +22,9 @@ from search_spaces.architecture import Architecture, Baseline, Network, network_
 from trainers.learning.distill import distill, distiller, fit_student
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import resampled
-from trainers.learning.outcome import Outcome
 from trainers.learning.precision import pick_device
 from trainers.learning.recipe import Recipe
 from trainers.learning.sandwich import train_shared
-from trainers.learning.scoring import score
 from trainers.learning.sharing import shared
 from trainers.learning.streams import Share, alone
 from trainers.learning.targets import FREE_SHARE
@@ -35,6 +32,9 @@ from trainers.networks.baselines import BASELINE_RATE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, load_student, save_student
+from trainers.scoring.metrics import resampled
+from trainers.scoring.outcome import Outcome
+from trainers.scoring.scoring import score
 from trainers.teacher.teacher import Teacher
 
 MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a second

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from trainers.learning.metrics import Rate
+from trainers.scoring.metrics import Rate
 
 FIGURES = {"accuracy": "keyword_error", "eer": "eer"}  # what a reader sees, and the score that is minimised
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
+from nas.study.budget import Account
 from nas.study.config import StudyConfig
 from nas.worker.presence import Arrival, announce
 
@@ -108,6 +109,30 @@ def run_tasks(
     finally:
         for one in running.values():
             pay(one)
+
+
+def run_alone(
+    task: str,
+    config: StudyConfig,
+    account: Account,
+    *,
+    what: str,
+    expected: float,
+    tick: Callable[[float, float], None],
+    function: Callable[[str], dict[str, Any]] = run_task,
+) -> dict[str, Any]:
+    """One training in a Ray worker, charged as `what`; returns its report. Raises ValueError when no worker comes.
+
+    tick: hears the resource-seconds that it has spent, and those that it is expected to spend."""
+    spent = 0.0
+
+    def charge(_: str, wall: float) -> None:
+        nonlocal spent
+        spent += account.charge(what, wall)
+        tick(spent, max(expected, spent))
+
+    ((_, report),) = run_tasks([task], str, config, 1, function=function, charge=charge, tick=lambda _: None)
+    return report
 
 
 def _report(reference: Any) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import nas.stages.explore
 from nas.device.known import prepare_device
+from nas.planning.admission import Admission
+from nas.planning.pace import Pace
+from nas.planning.plan import Plan
 from nas.proposals.scheduler import RungScheduler
 from nas.proposals.searcher import StudySearcher
-from nas.stages.admission import Admission
-from nas.stages.pace import Pace
-from nas.stages.plan import Plan
 from nas.study.budget import Budget
 from nas.study.config import StudyConfig
 from nas.study.folder import create_study
@@ -26,7 +26,7 @@ from nas.tracking.mirror import open_tracking
 from nas.worker import cluster
 from nas.worker.context import open_context, space_of
 from nas.worker.task import task_from_json
-from trainers.speech.synthetic import speak_corpus
+from trainers.importing.synthetic import speak_corpus
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SETTLED = 0.2  # of the candidates, after which memory is compared

@@ -21,14 +21,14 @@ from search_spaces.architecture import Architecture
 from search_spaces.cost import cost
 from trainers.learning.distill import distill
 from trainers.learning.finetune import finetune
-from trainers.learning.metrics import Rate, changes, rates
-from trainers.learning.outcome import Outcome
 from trainers.learning.recipe import Recipe
-from trainers.learning.scoring import score
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student
+from trainers.scoring.metrics import Rate, changes, rates
+from trainers.scoring.outcome import Outcome
+from trainers.scoring.scoring import score
 from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import content_hash
 from trainers.speech.loading import load_corpus

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nas.stages.pace import Pace
-from nas.stages.plan import Plan
+from nas.planning.pace import Pace
+from nas.planning.plan import Plan
 from nas.study.folder import open_folder
 from nas.worker.trainings import HEARTBEAT
 

@@ -26,9 +26,9 @@ from nas.worker.evaluate import evaluate
 from nas.worker.task import Task
 from nas.worker.unfinished import FOLDERS
 from search_spaces.architecture import Architecture
+from trainers.importing.synthetic import speak_corpus
 from trainers.learning.resume import read_position
 from trainers.speech.loading import load_corpus
-from trainers.speech.synthetic import speak_corpus
 from trainers.speech.trial_lists import write_trials
 from trainers.speech.trials import make_trials
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.speech.synthetic import speak_corpus
+from trainers.importing.synthetic import speak_corpus
 from trainers.teacher.teacher import describe_teacher, load_teacher
 
 PRETRAIN = (sys.executable, "-m", "nas.cli", "teacher", "pretrain")

@@ -1,1 +1,1 @@
-"""How a student learns: batches, distillation, joint fine-tuning, scores."""
+"""How a student learns: batches, distillation, joint fine-tuning."""

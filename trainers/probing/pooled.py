@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.scoring import BATCH, MOST_WINDOWS
 from trainers.networks.encoder import SpeechEncoder, normalize
 from trainers.networks.log_mel import LogMel
+from trainers.scoring.scoring import BATCH, MOST_WINDOWS
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.learning.errors import accuracy, equal_error_rate, macro
-from trainers.learning.metrics import Resampled, contents, rate_of, resampled
-from trainers.learning.outcome import Outcome
-from trainers.learning.scoring import outcome_of
 from trainers.probing.linear import DECAYS, SHRINKAGES, Affine, Floats, Ints, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Progress, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
+from trainers.scoring.errors import accuracy, equal_error_rate, macro
+from trainers.scoring.metrics import Resampled, contents, rate_of, resampled
+from trainers.scoring.outcome import Outcome
+from trainers.scoring.scoring import outcome_of
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher
 

@@ -1,1 +1,1 @@
-"""Corpora: imported, checked, decoded, spoken."""
+"""Corpora: checked, decoded, and their trial lists."""

@@ -13,8 +13,8 @@ from nas.worker.evaluate import evaluate
 from nas.worker.task import Task
 from nas.worker.unfinished import FOLDERS
 from search_spaces.architecture import Architecture, Baseline
+from trainers.importing.synthetic import speak_corpus
 from trainers.learning.recipe import Recipe
-from trainers.speech.synthetic import speak_corpus
 
 STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
 

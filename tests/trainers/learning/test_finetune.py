@@ -14,10 +14,10 @@ from trainers.learning.batches import Augmentation
 from trainers.learning.distill import distillation_losses
 from trainers.learning.finetune import AdditiveAngularSoftmax, AngularSoftmax, finetune
 from trainers.learning.recipe import Recipe
-from trainers.learning.scoring import hear
 from trainers.learning.streams import distillation_stream
 from trainers.learning.targets import prepare_targets
 from trainers.networks.student import Student
+from trainers.scoring.scoring import hear
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
 

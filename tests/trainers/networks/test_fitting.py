@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
+from trainers.importing.synthetic import speak_corpus
 from trainers.learning.batches import cut
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.fitting import fit, fit_writer, listen, regress, strided
 from trainers.networks.inherit import inherit
 from trainers.speech.loading import load_corpus
-from trainers.speech.synthetic import speak_corpus
 from trainers.teacher.teacher import Teacher, load_teacher
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from nas.cli.probe import probe
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.errors import equal_error_rate
-from trainers.learning.metrics import rates, resampled
 from trainers.probing.linear import DECAYS, SHRINKAGES, SMALLEST_DEVIATION, fit_keywords, fit_speakers
 from trainers.probing.pooled import Bench, Subject, log_mel_subject, pooled_states, random_subject, teacher_subject
 from trainers.probing.probe import Probed, _keyword_numbers, _of_clips, _rates_content, chosen, probe_subject, probe_teachers
+from trainers.scoring.errors import equal_error_rate
+from trainers.scoring.metrics import rates, resampled
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import make_trials
 from trainers.teacher.teacher import Teacher

@@ -12,10 +12,10 @@ import soundfile
 from torchaudio.datasets import SPEECHCOMMANDS
 
 from search_spaces.architecture import SAMPLE_RATE
+from trainers.importing.layouts import check_listed, metadata, require
 from trainers.speech.clips import Clip, Piece
 from trainers.speech.corpora import SPLITS, Progress
 from trainers.speech.files import is_litter, lines_of
-from trainers.speech.layouts import check_listed, metadata, require
 from trainers.speech.parquet import SILENCE, UNKNOWN
 from trainers.speech.shards import Report, check_paths, join_shards, write_shards
 

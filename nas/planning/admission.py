@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nas.planning.pace import Pace
+from nas.planning.plan import SAFETY, Plan
 from nas.proposals.scheduler import Rungs
-from nas.stages.pace import Pace
-from nas.stages.plan import SAFETY, Plan
 from nas.study.budget import Account
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.worker.context import Context, cost_of, cost_scores, tightest

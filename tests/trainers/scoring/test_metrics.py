@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.learning.errors import accuracy, equal_error_rate, smallest_detection_cost
-from trainers.learning.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled
-from trainers.learning.outcome import Outcome, parts
+from trainers.scoring.errors import accuracy, equal_error_rate, smallest_detection_cost
+from trainers.scoring.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled
+from trainers.scoring.outcome import Outcome, parts
 
 Array = NDArray[Any]
 

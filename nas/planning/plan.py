@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nas.stages.pace import Pace, Sizes
+from nas.planning.pace import Pace, Sizes
 from nas.study.budget import Budget, in_words
 from nas.study.config import StudyConfig
 from nas.worker.task import Lengths, rung_lengths

@@ -15,9 +15,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from search_spaces.architecture import SAMPLE_RATE
+from trainers.importing.espeak import SPEAK_RATE, Say, Voice, espeak
+from trainers.importing.importers import split_groups
 from trainers.speech.corpora import Progress
-from trainers.speech.espeak import SPEAK_RATE, Say, Voice, espeak
-from trainers.speech.importers import split_groups
 from trainers.speech.parquet import UNKNOWN, write_corpus
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from trainers.importing.espeak import SPEAK_RATE, Voice, espeak
+from trainers.importing.synthetic import ACCENTS, KEYWORDS, OTHER_WORDS, VARIANTS, speak_corpus
 from trainers.speech.corpora import Corpus, check_trainable
-from trainers.speech.espeak import SPEAK_RATE, Voice, espeak
 from trainers.speech.loading import load_corpus
 from trainers.speech.parquet import UNKNOWN
-from trainers.speech.synthetic import ACCENTS, KEYWORDS, OTHER_WORDS, VARIANTS, speak_corpus
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.metrics import rates, resampled
-from trainers.learning.outcome import parts
-from trainers.learning.scoring import hear, score
 from trainers.networks.student import Student
+from trainers.scoring.metrics import rates, resampled
+from trainers.scoring.outcome import parts
+from trainers.scoring.scoring import hear, score
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials, make_trials
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.learning.batches import cut, window_starts
-from trainers.learning.outcome import Outcome
 from trainers.networks.student import Student
+from trainers.scoring.outcome import Outcome
 from trainers.speech.corpora import Corpus, Rows
 from trainers.speech.trials import Trials
 

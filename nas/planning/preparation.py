@@ -14,8 +14,8 @@ from rich.console import Console
 from deploy.measure import device_facts
 from deploy.target import load_target
 from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
-from nas.stages.pace import measured_gpu_share
-from nas.stages.plan import check_rungs, named_file
+from nas.planning.pace import measured_gpu_share
+from nas.planning.plan import check_rungs, named_file
 from nas.study.budget import Account, Budget, parse_budget
 from nas.study.config import StudyConfig
 from nas.study.folder import Study

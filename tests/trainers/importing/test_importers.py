@@ -15,8 +15,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers.importing.importers import import_folder, path_regex, split_groups
 from trainers.speech import shards
-from trainers.speech.importers import import_folder, path_regex, split_groups
 from trainers.speech.loading import load_corpus
 
 PATTERN = "{keyword}/{speaker}_*.wav"
@@ -236,7 +236,8 @@ def test_a_killed_import_goes_on(tmp_path: Path) -> None:
     """Killed by the system, in the middle of a shard: nothing of the program runs any more."""
     folder = fill(tmp_path / "in")
     code = (
-        "import os, signal, sys; from pathlib import Path; from trainers.speech import importers, shards; shards.SHARD_CLIPS = 5\n"
+        "import os, signal, sys; from pathlib import Path; from trainers.importing import importers\n"
+        "from trainers.speech import shards; shards.SHARD_CLIPS = 5\n"
         "def kill(done, total): done == 13 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "importers.import_folder(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), progress=kill)"
     )

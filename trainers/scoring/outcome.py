@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.learning.errors import Bools, Floats, Ints
+from trainers.scoring.errors import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True)

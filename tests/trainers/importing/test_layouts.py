@@ -16,11 +16,12 @@ import soundfile
 from scipy.signal import correlate
 from torchaudio.datasets import librispeech, speechcommands, voxceleb1
 
-from trainers.speech import shards, speech_commands
+from trainers.importing import speech_commands
+from trainers.importing.layouts import import_librispeech, import_voxceleb1
+from trainers.importing.speech_commands import WORDS, import_speech_commands
+from trainers.speech import shards
 from trainers.speech.files import lines_of
-from trainers.speech.layouts import import_librispeech, import_voxceleb1
 from trainers.speech.loading import load_corpus
-from trainers.speech.speech_commands import WORDS, import_speech_commands
 from trainers.speech.trial_lists import load_trials
 
 OTHERS = ("bed", "cat", "marvin")

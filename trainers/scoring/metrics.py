@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainers.learning.errors import Floats, Ints, Ranking, accuracy, equal_error_rate, smallest_detection_cost
-from trainers.learning.outcome import Outcome, parts
+from trainers.scoring.errors import Floats, Ints, Ranking, accuracy, equal_error_rate, smallest_detection_cost
+from trainers.scoring.outcome import Outcome, parts
 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)

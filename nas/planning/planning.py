@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from rich.console import Console
 
-from nas.stages.pace import Pace, probe, sizes
-from nas.stages.plan import SEARCH_SHARE, Plan, make_plan
-from nas.stages.preparation import BEFORE_SEARCH, PROBE, driver_resources
+from nas.planning.pace import Pace, probe, sizes
+from nas.planning.plan import SEARCH_SHARE, Plan, make_plan
+from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
 from nas.study.progress import progress
 from nas.worker.context import Context, space_of

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.stages.admission import checked
-from nas.stages.finalists import choose_finalists, spread
-from nas.stages.pace import CUDA_BYTES, Pace, Sizes, gpu_share
-from nas.stages.plan import (
+from nas.planning.admission import checked
+from nas.planning.pace import CUDA_BYTES, Pace, Sizes, gpu_share
+from nas.planning.plan import (
     FEWEST_STEPS,
     FEWEST_TUTOR,
     FINAL_SAFETY,
@@ -26,6 +25,7 @@ from nas.stages.plan import (
     make_plan,
     steps_between,
 )
+from nas.stages.finalists import choose_finalists, spread
 from nas.study.budget import Budget, parse_budget
 from nas.study.candidates import Candidate, values_of
 from nas.study.config import StudyConfig

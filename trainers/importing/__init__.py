@@ -1,0 +1,1 @@
+"""What makes a corpus of folders, of downloads or of synthesised speech."""

@@ -1,0 +1,1 @@
+"""What predictions are worth: error rates with intervals, by corpus."""
