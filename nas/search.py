@@ -7,13 +7,14 @@ from typing import Any
 from rich.console import Console
 
 from nas.planning.admission import Admission
+from nas.planning.forecast import Forecast
 from nas.planning.planning import describe_plan, planned
 from nas.planning.preparation import calibrate_target, check_members, prepare, sized
 from nas.report.front import build_front
 from nas.report.publish import report
 from nas.report.table import write_report
 from nas.stages.explore import Exploration
-from nas.stages.finalise import finalise
+from nas.stages.finalise import finalise, train_finals
 from nas.stages.finalists import Choice
 from nas.stages.shared import prepare_shared
 from nas.stages.tutor import prepare_tutor
@@ -53,23 +54,31 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     """All trainings: the tutor, the shared student, candidates, finalists and references, candidates for what is left."""
     calibrate_target(context, account, console)
     plan, pace = planned(context, account, console)
-    console.print(describe_plan(plan, account))
+    forecast = Forecast(account=account, console=console, alone=plan.tutor_seconds + plan.shared_seconds)
+    console.print(describe_plan(plan, account, forecast.to_go()))
     if plan.tutor_steps:
         with progress(console, "tutor", in_words) as tick:
             prepare_tutor(context, plan, account, tick)
+        forecast.after("the tutor", plan.shared_seconds)
     if plan.shared_steps:
         with progress(console, "shared student", in_words) as tick:
             prepare_shared(context, plan, account, tick)
+        forecast.after("the shared student")
     admission = Admission(context, plan, pace, account)
     with progress(console, "search", in_words) as tick:
         exploration = Exploration(admission, tracking, tick)
         exploration.run()
+    forecast.after("the candidates")
     check_any_complete(context.study)
+    choice = Choice(context=context, plan=plan, pace=admission.final_pace, account=account)
     with progress(console, "finalists and references", in_words) as tick:
-        finalise(Choice(context=context, plan=plan, pace=admission.final_pace, account=account), tick)
-    if account.left > 0:
+        finalise(choice, tick)
+    forecast.after("finalists and references")
+    if (more := account.left - choice.tests()) > 0:
         with progress(console, "candidates for what is left", in_words) as exploration.tick:
-            exploration.run(more=account.left)
+            exploration.run(more=more)
+    with progress(console, "further members", in_words) as tick:
+        train_finals(choice, choice.as_trained(), tick)
 
 
 def check_any_complete(study: Study) -> None:

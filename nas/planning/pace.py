@@ -49,6 +49,10 @@ class Pace:
         clips = (lengths[rung][0] - distilled + 2 * lengths[rung][1]) * self.batch + self.scored / 3
         return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
 
+    def tested(self, macs: float) -> float:
+        """Of a student that is scored on both splits and not trained."""
+        return self.factor * (BASE_SECONDS + (self.per_clip + self.per_mac * macs) * 2 * self.scored / 3)
+
     def updates(self, macs: float, members: int, steps: int) -> float:
         """Of so many steps that train several members, of so many MACs together, on one batch."""
         return self.factor * (self.per_clip * members + self.per_mac * macs) * self.batch * steps

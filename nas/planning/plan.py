@@ -1,7 +1,7 @@
 """What a budget buys: how it is split into a shared student, candidates, finalists and references, and how long each is trained."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ SAFETY = 1.15  # a training is begun only where this much of its predicted time 
 FINAL_SAFETY = 1.05  # of finalists and references, whose time is known better: candidates have corrected the pace
 SHORTEST_RUNG, MOST_RUNGS = 50, 3  # steps: shorter ones tell nothing of keywords
 WORTH_STOPPING = 0.5  # of a candidate's cost without rungs, at most: those that are stopped are sometimes the wrong ones
-FEWEST_FINALISTS = 3
+FEWEST_MEMBERS = 5  # of a front, that are assured before references
+REFERENCE_SHARE = 0.25  # of what is left for the end of a search, at most, for one reference
 SPARED = 3  # a candidate that begins with a shared student's weights is as good after a third of the steps of fine-tuning
 SHARED_LENGTH = 12  # steps of the shared student over those of a candidate that begins with its weights
 MOST_CANDIDATES = 100_000
@@ -62,13 +63,14 @@ def wanted_candidates(seconds: float) -> int:
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Predicted resource-seconds by `steps`, those of a candidate's last rung where the configuration names none. warm: candidates
-    begin with a shared student's weights and are not distilled."""
+    begin with a shared student's weights and are not distilled. tutor_steps: a tutor of so many steps stands for the teacher."""
 
     config: StudyConfig
     resources: float
     pace: Pace
     sizes: Sizes
     warm: bool
+    tutor_steps: int = 0
 
     def lengths(self, steps: int) -> Lengths:
         config = self.config
@@ -76,13 +78,18 @@ class Costs:
             distill, shortest = 0, SHORTEST_RUNG // SPARED
             finetune = config.finetune_steps or max(shortest, steps // SPARED)
         else:
-            distill, finetune, shortest = config.distill_steps or steps, config.finetune_steps or steps, SHORTEST_RUNG
+            distill, finetune, shortest = *self.named(steps), SHORTEST_RUNG
         if config.rungs:
             return rung_lengths(distill, finetune, config.rungs, config.reduction)
         whole, *cut = [rung_lengths(distill, finetune, rungs, config.reduction) for rungs in range(1, MOST_RUNGS + 1)]
         telling = [lengths for lengths in cut if min(steps for steps in lengths[0] if steps) >= shortest]
         cheapest = min(telling, key=self.expected, default=whole)
         return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(whole) else whole
+
+    def named(self, steps: int) -> tuple[int, int]:
+        """Of distillation and of fine-tuning: those of the configuration, or `steps`."""
+        distill = self.config.distill_steps
+        return steps if distill is None else distill, self.config.finetune_steps or steps
 
     def expected(self, lengths: Lengths) -> float:
         """Resource-seconds of a typical candidate on average: most are stopped early."""
@@ -100,28 +107,30 @@ class Costs:
     def candidate(self, steps: int) -> float:
         return self.expected(self.lengths(steps))
 
-    def finals(self, steps: int, finalists: int) -> float:
-        """Of references and finalists at a candidate's length, one more of them from scratch."""
-        macs = (*self.sizes.references, *[self.sizes.typical] * (finalists + 1))
-        distill, finetune = self.config.distill_steps or steps, self.config.finetune_steps or steps
-        return SAFETY * self.resources * sum(self.pace.seconds(m, distill, finetune) for m in macs)
+    def finals(self, steps: int, finalists: int, left: float = math.inf) -> float:
+        """Of finalists at a candidate's length, and of references, one of them a finalist from scratch; none of these takes more
+        than its share of what is `left` for all."""
+        trained = self.sizes.references[self.tutor_steps >= self.named(steps)[1] :]
+        typical, *references = (self.pace.seconds(m, *self.named(steps)) for m in (self.sizes.typical, *trained))
+        own = [min(seconds, REFERENCE_SHARE * left / self.resources) for seconds in (*references, typical)]
+        return SAFETY * self.resources * (finalists * typical + sum(own))
 
     def least(self, steps: int) -> float:
-        """Of a search that trains one candidate, which is the smallest."""
-        smallest = SAFETY * self.resources * self.pace.rungs(self.sizes.smallest, self.lengths(steps)) + self.shared(steps)
-        return max(smallest / SEARCH_SHARE, self.finals(steps, 1) / (1 - SEARCH_SHARE))
+        """Of a search that trains one candidate, which is the smallest, and tests it; its references are as short as that lets."""
+        smallest = self.pace.rungs(self.sizes.smallest, self.lengths(steps)) + self.pace.tested(self.sizes.smallest)
+        return (SAFETY * self.resources * smallest + self.shared(steps)) / SEARCH_SHARE
 
     def longest(self, left: float) -> int:
-        """Steps that let a search with so much left see enough candidates and train some finalists."""
+        """Steps that let a search with so much left see enough candidates and train as many finalists as a front should have."""
         search = left * SEARCH_SHARE
         wanted = min(self.config.candidates or math.inf, wanted_candidates(search))
-        finalists = min(self.config.finalists, FEWEST_FINALISTS)
+        finalists, end = min(self.config.finalists, FEWEST_MEMBERS), left - search
         fewest = check_rungs(self.config)
         return max(
             (
                 steps
                 for steps in steps_between(fewest, MOST_STEPS)
-                if self.shared(steps) + self.candidate(steps) * wanted <= search and self.finals(steps, finalists) <= left - search
+                if self.shared(steps) + self.candidate(steps) * wanted <= search and self.finals(steps, finalists, end) <= end
             ),
             default=fewest,
         )
@@ -131,30 +140,30 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     """Splits what is left of the budget, and trains candidates as long as lets the search see enough of them and some finalists.
 
     Steps and rungs that the configuration names stay. Raises ValueError, saying what it would take, when the budget buys not one
-    candidate and its references, or not the rungs.
+    candidate, or not the rungs.
     """
     left = max(0.0, budget.seconds - spent)
     tutor_steps, tutor_seconds = tutoring(config, left, config.held(budget), pace, sizes)
     left -= tutor_seconds
-    costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False)
+    costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False, tutor_steps=tutor_steps)
     costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
     least = costs.least(check_rungs(config))
     if least > left:
         raise ValueError(
-            f"the budget of {budget} buys not one candidate with its references here: {in_words(spent)} went into preparation and "
+            f"the budget of {budget} buys not one candidate here: {in_words(spent)} went into preparation and "
             f"{in_words(least)} more are needed; give at least {math.ceil((spent + least) / 60)}{budget.resource}-minutes, "
             "or fewer steps or rungs"
         )
     search, steps = left * SEARCH_SHARE, costs.longest(left)
     distill_steps, finetune_steps = costs.lengths(steps)[-1]
-    finalists = [n for n in range(1, config.finalists + 1) if costs.finals(steps, n) <= left - search]
+    finalists = [n for n in range(1, config.finalists + 1) if costs.finals(steps, n, left - search) <= left - search]
     return Plan(
         distill_steps=distill_steps,
         finetune_steps=finetune_steps,
         rungs=len(costs.lengths(steps)),
         reduction=config.reduction,
         candidates=max(1, min(config.candidates or MOST_CANDIDATES, number_of_candidates(costs, left, steps))),
-        finalists=max(finalists, default=1),
+        finalists=max(finalists, default=0),
         shared_steps=costs.shared_steps(steps),
         shared_seconds=costs.shared(steps),
         search_seconds=search - costs.shared(steps),
@@ -219,13 +228,9 @@ def steps_between(fewest: int, most: int) -> Sequence[int]:
     return sorted(steps)
 
 
-def full_steps(seconds: float, resources: float, pace: Pace, macs: Sequence[float], plan: Plan, full_length: float) -> int:
-    """Steps of each finalist and reference (their MACs) that fit into the resource-seconds left, `full_length` times a
-    candidate's at most; 0 when not even a candidate's length fits. The final length is never below a candidate's."""
-    most = min(MOST_FULL_STEPS, round(full_length * plan.full_steps))
-    fitting = [
-        steps
-        for steps in {*steps_between(plan.full_steps, max(most, plan.full_steps))}
-        if FINAL_SAFETY * resources * sum(pace.seconds(m, steps, steps) for m in macs) <= seconds
-    ]
+def full_steps(seconds: float, cost: Callable[[int], float], plan: Plan, full_length: float) -> int:
+    """Steps of each finalist and reference, whose resource-seconds together are the `cost`, that fit into those left; `full_length`
+    times a candidate's at most; 0 when not even a candidate's length fits. The final length is never below a candidate's."""
+    most = max(plan.full_steps, min(MOST_FULL_STEPS, round(full_length * plan.full_steps)))
+    fitting = [steps for steps in steps_between(plan.full_steps, most) if FINAL_SAFETY * cost(steps) <= seconds]
     return max(fitting, default=0)

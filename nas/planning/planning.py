@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from nas.planning.pace import Pace, probe, sizes
-from nas.planning.plan import SEARCH_SHARE, Plan, make_plan
+from nas.planning.plan import FEWEST_MEMBERS, SEARCH_SHARE, Plan, make_plan
 from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
 from nas.study.progress import progress
@@ -46,13 +46,11 @@ def threads(cpus: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe_plan(plan: Plan, account: Account) -> str:
-    lengths, workers, resources = plan.lengths(), account.workers, account.resources
+def describe_plan(plan: Plan, account: Account, wall: float) -> str:
+    """wall: seconds to go."""
+    lengths, workers = plan.lengths(), account.workers
     rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
     share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
-    wall = (plan.tutor_seconds + plan.shared_seconds) / resources + (plan.search_seconds + plan.final_seconds) / (
-        workers * resources
-    )
     tutor = (
         f"  a tutor, the teacher tuned for {plan.tutor_steps:,} steps, in {in_words(plan.tutor_seconds)}\n"
         if plan.tutor_steps
@@ -64,5 +62,15 @@ def describe_plan(plan: Plan, account: Account) -> str:
         f"{in_words(wall)} to go\n{tutor}{shared}"
         f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
         f"{rungs}{share}\n"
-        f"  then about {plan.finalists} finalists and 4 references in {in_words(plan.final_seconds)}, as long as that allows"
+        f"  then {_end(plan)} in {in_words(plan.final_seconds)}"
     )
+
+
+def _end(plan: Plan) -> str:
+    enough = min(FEWEST_MEMBERS, plan.candidates)
+    members = f"at least {enough} members, or all that nothing else beats"
+    if plan.candidates < FEWEST_MEMBERS:
+        members = f"at most {plan.candidates} members, for more of which the budget is too small"
+    if plan.finalists < enough:
+        return f"{members}, as they were trained, since the budget does not reach for longer trainings, and 4 references"
+    return f"{members}: about {plan.finalists} finalists, and 4 references, as long as that allows"

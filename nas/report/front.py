@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nas.report.notes import notes
-from nas.stages.finals import Final, read_finals
+from nas.stages.finals import Final, front_of, read_finals
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import Study
 from nas.study.pareto import hypervolume, knee, non_dominated
@@ -28,14 +28,12 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     run_ids: MLflow runs of finals by name.
     """
     facts = study.read_json("prepared.json") or {}
-    finals = [final for final in read_finals(study) if final.scores]
-    finalists = [final for final in finals if final.role == "finalist"]
-    ended = any(final.role == "knee from scratch" for final in finals)
+    finals = read_finals(study)
+    on_front = front_of(finals)
+    ended = bool(on_front) and all(final.scores or final.error for final in finals)
     if ended:
-        points = np.array([final.objectives() for final in finalists])
-        on_front = [final for final, on in zip(finalists, non_dominated(points)) if on]
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
-        beside = [f for f in finals if f.role != "finalist" and f.candidate in (None, best.candidate)]
+        beside = [f for f in finals if f.scores and f.role != "finalist" and f.candidate in (None, best.candidate)]
         teacher = tested(study, "teacher")
         members, references = ([_member(study, final, facts, run_ids, teacher) for final in shown] for shown in (on_front, beside))
     else:
@@ -95,6 +93,9 @@ def _member(
         "latency_marks": list(final.latency_marks),
         "start": final.start,
         "steps": {"distill": final.distill_steps, "finetune": final.finetune_steps, "tutor": final.tutor_steps},
+        "updates": final.updates,
+        "as_trained": final.role == "finalist" and final.source is not None,
+        "read_before": final.read_before,
         "architecture": json.loads(final.architecture.to_json()),
     }
     if final.role != "teacher" and teacher and (own := tested(study, final.name)):

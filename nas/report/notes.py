@@ -47,9 +47,31 @@ def _disturbed(front: Front) -> Iterator[str]:
         yield f"Measured on a machine that did not keep its pace: {', '.join(names)}."
 
 
+def _as_trained(front: Front) -> Iterator[str]:
+    if names := [m["name"] for m in front["members"] if m.get("as_trained")]:
+        yield f"The budget did not reach for their full length; candidates as they were trained: {', '.join(names)}."
+
+
+def _read_before(front: Front) -> Iterator[str]:
+    if names := [m["name"] for m in front["members"] if m.get("read_before")]:
+        yield f"The test split was read before, when they were members as candidates, and they were trained on: {', '.join(names)}."
+
+
+def _not_compared(front: Front) -> Iterator[str]:
+    longest = max(member["updates"] for member in front["members"])
+    if short := [f"{r['role']} ({r['updates']:,} of {longest:,})" for r in front["references"] if r["updates"] < longest]:
+        yield f"Trained with fewer updates than some members, and not compared with those: {', '.join(short)}."
+
+
+def _compared(front: Front, reference: Member | None) -> list[Member]:
+    """The members that learned from no more updates than a reference: a claim against it needs that."""
+    return [member for member in front["members"] if reference and member["updates"] <= reference["updates"]]
+
+
 def _beside_the_papers_student(front: Front) -> Iterator[str]:
-    if paper := _reference(front, "paper's student"):
-        better = [m["name"] for m in front["members"] if dominates(_tested(m), _tested(paper))]
+    paper = _reference(front, "paper's student")
+    if paper and (compared := _compared(front, paper)):
+        better = [m["name"] for m in compared if dominates(_tested(m), _tested(paper))]
         yield (
             f"Better than the paper's student in keyword error, EER and latency at once (test): {', '.join(better)}."
             if better
@@ -58,15 +80,17 @@ def _beside_the_papers_student(front: Front) -> Iterator[str]:
 
 
 def _small_and_close(front: Front) -> Iterator[str]:
-    if teacher := _reference(front, "teacher"):
-        close = [m["name"] for m in front["members"] if m["size_ratio"] <= SMALL and _within(m, teacher, CLOSE)]
+    teacher = _reference(front, "teacher")
+    if teacher and (compared := _compared(front, teacher)):
+        close = [m["name"] for m in compared if m["size_ratio"] <= SMALL and _within(m, teacher, CLOSE)]
         said = f"At most {SMALL:.0%} of the teacher's params and within {CLOSE:g} points of its accuracy and EER (test): "
         yield f"{said}{', '.join(close) or 'none'}."
 
 
 def _beaten_by_the_baseline(front: Front) -> Iterator[str]:
     baseline = _reference(front, "BC-ResNet")
-    if beaten := [m["name"] for m in front["members"] if baseline and dominates(_tested(baseline), _tested(m))]:
+    equal = [m for m in front["members"] if baseline and m["updates"] >= baseline["updates"]]
+    if beaten := [m["name"] for m in equal if baseline and dominates(_tested(baseline), _tested(m))]:
         said = "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
         yield f"{said}{', '.join(beaten)}."
 
@@ -129,7 +153,7 @@ def _shared_start(front: Front) -> Iterator[str]:
 def _knee_from_scratch(front: Front) -> Iterator[str]:
     scratch = _reference(front, "knee from scratch")
     knee = next((member for member in front["members"] if "knee" in member["aliases"]), None)
-    if scratch and knee and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
+    if scratch and knee and scratch["updates"] >= knee["updates"] and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
         yield (
             "The knee's architecture trained from scratch, on as many windows, is not worse in both scores (test): "
             "distillation did not pay at this length."
@@ -137,6 +161,9 @@ def _knee_from_scratch(front: Front) -> Iterator[str]:
 
 
 FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
+    _as_trained,
+    _read_before,
+    _not_compared,
     _beside_the_papers_student,
     _small_and_close,
     _beaten_by_the_baseline,

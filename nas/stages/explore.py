@@ -10,8 +10,8 @@ from typing import Any
 from nas.planning.admission import Admission, checked
 from nas.proposals.scheduler import RungScheduler
 from nas.proposals.searcher import Hooks, StudySearcher
+from nas.stages.finals import TUTOR
 from nas.stages.records import Records
-from nas.stages.tutor import TUTOR
 from nas.study.candidates import LATENCY, Candidate
 from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nas.stages.finalists import Choice
-from nas.stages.finals import Final, is_done, record_final
+from nas.stages.finals import TUTOR, Final, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
-from nas.stages.tutor import TUTOR
 from nas.worker.context import Context, cost_scores
 from nas.worker.evaluate import own_tuning
 from nas.worker.task import Task, task_json
@@ -20,25 +19,32 @@ Tick = Callable[[float, float], None]
 
 
 def finalise(choice: Choice, tick: Tick) -> None:
-    """Trains all finals; the scratch reference last, because it has the architecture of the final front's knee. What was done
-    before is not trained again. tick: hears resource-seconds done and in all, as predicted."""
-    train_finals(choice, choice.wanted(), tick)
-    measure_finals(choice.context, choice.account)
+    """Trains all finals, further finalists while they fit, and the scratch reference last, because it has the architecture of the
+    front's knee. What was done before is not trained again. tick: hears resource-seconds done and in all, as predicted."""
+    begun = set[str]()
+    while wanted := [final for final in choice.wanted() if final.name not in begun]:
+        begun |= {final.name for final in wanted}
+        train_finals(choice, wanted, tick)
     if scratch := choice.scratch():
         train_finals(choice, [scratch], tick)
-        measure_finals(choice.context, choice.account)
 
 
 def train_finals(choice: Choice, wanted: Sequence[Final], tick: Tick) -> None:
-    """Those not done, longest first, so that the workers end together."""
+    """Those not done; then measures them. First come members that are only tested, then finalists, then references; of each the
+    longest first, so that the workers end together."""
     context, study = choice.context, choice.context.study
-    left = sorted((final for final in wanted if not is_done(study, final)), key=choice.seconds, reverse=True)
+
+    def order(final: Final) -> tuple[bool, bool, float]:
+        return final.role != "finalist", final.source is None, -choice.seconds(final)
+
+    left = sorted((final for final in wanted if not is_done(study, final)), key=order)
     for final, report in _reports(choice, left, tick):
         scores = report.get("scores", {})
         if scores:  # of a kept report they are another target's
             scores = {**scores, **cost_scores(context, final.architecture, _geometry(context, final))}
         kind, error = context.device.latency_model.kind, report.get("error")
         record_final(study, dataclasses.replace(final, scores=scores, error=error, latency_kind=kind))
+    measure_finals(context, choice.account)
 
 
 def _reports(choice: Choice, finals: Sequence[Final], tick: Tick) -> Iterator[tuple[Final, dict[str, Any]]]:
@@ -56,7 +62,7 @@ def _reports(choice: Choice, finals: Sequence[Final], tick: Tick) -> Iterator[tu
         context.study.config,
         account.workers,
         charge=lambda final, seconds: account.charge(SPENT_ON.get(final.role, "references"), seconds),
-        admit=choice.affordable,
+        admit=choice.begun,
         tick=lambda running: tick((sum(ended) + running) * account.resources, expected * account.resources),
     ):
         keep(context, final, report)
@@ -82,4 +88,5 @@ def _task(context: Context, final: Final) -> Task:
         tuning=own_tuning(final.architecture),
         tutor=TUTOR if final.tutor_steps else None,
         sharing=True,
+        source=final.source,
     )

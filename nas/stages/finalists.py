@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 
 from nas.planning.pace import Pace, training_macs
-from nas.planning.plan import FINAL_SAFETY, Plan, full_steps
-from nas.stages.finals import Final, is_done, read_finals, record_final
+from nas.planning.plan import (
+    FEWEST_MEMBERS,
+    FEWEST_STEPS,
+    FINAL_SAFETY,
+    REFERENCE_SHARE,
+    Plan,
+    full_steps,
+    steps_between,
+)
+from nas.stages.finals import SCRATCH, TUTOR, Final, front_of, is_done, read_finals, record_final
 from nas.study.budget import Account
 from nas.study.candidates import Candidate, values_of
 from nas.study.pareto import epsilon_net, knee, non_dominated
 from nas.worker.context import Context
 from nas.worker.task import Start
-from search_spaces.architecture import Baseline, Network
+from search_spaces.architecture import Baseline
 from search_spaces.catalog import paper_student
 
 OVERDRAFT = 0.01  # of the budget, by which what is predicted may overrun it
@@ -30,13 +38,14 @@ class Choice:
     account: Account
 
     def wanted(self) -> list[Final]:
-        """The references and as many finalists as what is left of the budget trains at least as long as a candidate.
+        """Finalists and references, which are as long as what is left of the budget lets a front have enough members; where it lets
+        that for none, candidates as they were trained.
 
         Where finals were begun before, those, and further finalists of the same length that a raised budget pays for.
         """
         study = self.context.study
         candidates = choose_finalists(study.candidates(), study.config.finalists)
-        recorded = [final for final in read_finals(study) if final.role != "knee from scratch"]
+        recorded = [final for final in read_finals(study) if final.role != SCRATCH]
         finals = recorded + self._further(recorded, candidates) if recorded else self._first(candidates)
         for final in finals:
             if final not in recorded:
@@ -44,16 +53,15 @@ class Choice:
         return finals
 
     def scratch(self) -> Final | None:
-        """The front's knee at random, fine-tuned on as many windows as it was distilled and fine-tuned on; None where no
-        finalist was trained."""
-        trained = [final for final in read_finals(self.context.study) if final.role == "finalist" and final.scores]
-        if not trained:
+        """The front's knee at random, fine-tuned on as many windows as it was distilled and fine-tuned on; None where there is no
+        member."""
+        front = front_of(read_finals(self.context.study))
+        if not front:
             return None
-        front = [f for f, on in zip(trained, non_dominated(np.array([f.objectives() for f in trained]))) if on]
-        best = front[knee(np.array([f.objectives() for f in front]))]
+        best = front[knee(np.array([final.objectives() for final in front]))]
         return Final(
             name=f"{best.name}-from-scratch",
-            role="knee from scratch",
+            role=SCRATCH,
             architecture=best.architecture,
             start="random",
             distill_steps=0,
@@ -61,45 +69,100 @@ class Choice:
             candidate=best.candidate,
         )
 
+    def as_trained(self) -> list[Final]:
+        """Candidates as they were trained, which nothing else beats on validation speakers, up to as many members as are wanted."""
+        study = self.context.study
+        finals = read_finals(study)
+        begun = {final.candidate for final in finals if final.role == "finalist"}
+        beaten_by = np.array([final.objectives() for final in finals if final.role == "finalist" and final.scores]).reshape(-1, 3)
+        complete = [c for c in study.candidates() if c.state == "complete" and c.number not in begun]
+        points = np.array([values_of(c.scores) for c in complete]).reshape(-1, 3)
+        unbeaten = non_dominated(np.concatenate([points, beaten_by]))[: len(complete)]
+        room = max(FEWEST_MEMBERS, study.config.finalists) - len(front_of(finals))
+        return self._members(choose_finalists([c for c, on in zip(complete, unbeaten) if on], max(0, room)))
+
+    def tests(self) -> float:
+        """Predicted resource-seconds of testing those that would be members as they were trained."""
+        return self.account.resources * sum(map(self.seconds, self.as_trained()))
+
     def seconds(self, final: Final) -> float:
         """Predicted, of wall time."""
-        return self.pace.seconds(training_macs(self.context, final.architecture), final.distill_steps, final.finetune_steps)
+        macs = training_macs(self.context, final.architecture)
+        return self.pace.tested(macs) if final.source else self.pace.seconds(macs, final.distill_steps, final.finetune_steps)
 
-    def affordable(self, final: Final, running: Sequence[tuple[Final, float]]) -> bool:
-        """Whether it fits into the budget beside those that run, each with its seconds so far; what a front cannot do without, its
-        references and first finalist, always does."""
-        first = next(recorded.name for recorded in read_finals(self.context.study) if recorded.role == "finalist")
-        if final.role != "finalist" or final.name == first:
-            return True
-        seconds = self.seconds(final) + sum(max(0.0, self.seconds(other) - past) for other, past in running)
-        return seconds * self.account.resources <= self.account.left + OVERDRAFT * self.account.budget.seconds
+    def begun(self, final: Final, running: Sequence[tuple[Final, float]]) -> Final | None:
+        """As it is begun beside those that run, each with its seconds so far. A finalist beyond the first needs room in the budget;
+        a reference is made as short as it has to be; what is only tested costs little, and always is."""
+        finals = read_finals(self.context.study)
+        to_pay = sum(max(0.0, self.seconds(other) - past) for other, past in running)
+        room = (self.account.left + OVERDRAFT * self.account.budget.seconds) / self.account.resources - to_pay
+        if final.role == "finalist" and not final.source:
+            first = next(recorded.name for recorded in finals if recorded.role == "finalist")
+            return final if final.name == first or self.seconds(final) <= room else None
+        names = {final.name, *(other.name for other, _ in running)}
+        references = [other for other in finals if other.role not in ("finalist", SCRATCH) and not other.scores]
+        later = [self.seconds(other) for other in references if other.name not in names]
+        if final.role != SCRATCH and (scratch := self.scratch()):
+            later.append(self.seconds(scratch))
+        begun = self._shortened(final, max(room - sum(later), room / (len(later) + 1)))
+        if begun != final:
+            record_final(self.context.study, begun)
+        return begun
+
+    def _shortened(self, final: Final, room: float) -> Final:
+        """With fewer updates, where it would take more wall seconds than there is room for."""
+        if final.source or self.seconds(final) <= room:
+            return final
+        whole = final.finetune_steps
+        shorter = [
+            dataclasses.replace(final, finetune_steps=steps, distill_steps=round(final.distill_steps * steps / whole))
+            for steps in steps_between(min(FEWEST_STEPS, whole), whole)
+        ]
+        return max((one for one in shorter if self.seconds(one) <= room), key=lambda one: one.finetune_steps, default=shorter[0])
 
     def _first(self, candidates: Sequence[Candidate]) -> list[Final]:
-        teacher, config = self.context.teacher.architecture, self.context.study.config
-        for count in range(len(candidates), 0, -1):
-            members = [candidate.architecture for candidate in candidates[:count]]
-            # the first member twice: it stands for the scratch reference
-            trained: list[Network] = [teacher, paper_student(teacher), Baseline(), *members, members[0]]
-            macs = [training_macs(self.context, architecture) for architecture in trained]
-            steps = full_steps(self.account.left, self.account.resources, self.pace, macs, self.plan, config.full_length)
-            if steps or count == 1:
-                length = max(steps, self.plan.full_steps)
-                return [*self._references(length), *self._finalists(candidates[:count], length)]
-        return []
+        for count in range(len(candidates), min(FEWEST_MEMBERS, len(candidates)) - 1, -1):
+            if steps := self._longest(candidates[:count]):
+                return [*self._finalists(candidates[:count], steps), *self._references(steps)]
+        return [*self._members(candidates), *self._references(self.plan.full_steps)]
+
+    def _longest(self, candidates: Sequence[Candidate]) -> int:
+        """Steps of so many finalists with their references, 0 where they do not fit."""
+        share = REFERENCE_SHARE * self.account.left / self.account.resources
+
+        def cost(steps: int) -> float:
+            finalists = [self.seconds(final) for final in self._finalists(candidates, steps)]
+            # the first finalist again: it stands for the scratch reference
+            references = [min(share, seconds) for seconds in (finalists[0], *map(self.seconds, self._references(steps)))]
+            return self.account.resources * (sum(finalists) + sum(references))
+
+        return full_steps(self.account.left, cost, self.plan, self.context.study.config.full_length)
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
-        begun = {final.candidate for final in recorded}
-        length = next(final.finetune_steps for final in recorded if final.role == "paper's student")
-        new = self._finalists([c for c in candidates if c.number not in begun], length)
+        begun = {final.candidate for final in recorded if not final.source}
+        length = next((f.finetune_steps for f in recorded if f.role == "paper's student"), self.plan.full_steps)
+        new = self._finalists([c for c in candidates if c.number not in begun], max(length, self.plan.full_steps))
         to_pay = sum(self.seconds(final) for final in recorded if not is_done(self.context.study, final))
+        if (scratch := self.scratch()) and not is_done(self.context.study, scratch):
+            to_pay += self.seconds(scratch)
         left = self.account.left - to_pay * self.account.resources
         afforded = np.cumsum([FINAL_SAFETY * self.account.resources * self.seconds(final) for final in new]) <= left
         return [final for final, affordable in zip(new, afforded) if affordable]
 
     def _references(self, steps: int) -> list[Final]:
+        """A tutor that was tuned for as many steps is the teacher."""
         teacher, distill = self.context.teacher.architecture, self._distill_steps(steps)
+        tutor = self.plan.tutor_steps
         return [
-            Final(name="teacher", role="teacher", architecture=teacher, start="teacher", distill_steps=0, finetune_steps=steps),
+            Final(
+                name="teacher",
+                role="teacher",
+                architecture=teacher,
+                start="teacher",
+                distill_steps=0,
+                finetune_steps=max(tutor, steps),
+                source=TUTOR if tutor >= steps else None,
+            ),
             Final(
                 name="paper-student",
                 role="paper's student",
@@ -107,7 +170,7 @@ class Choice:
                 start=self.context.study.config.recipe.start,
                 distill_steps=distill,
                 finetune_steps=steps,
-                tutor_steps=self.plan.tutor_steps,
+                tutor_steps=tutor,
             ),
             Final(
                 name="bc-resnet",
@@ -119,8 +182,24 @@ class Choice:
             ),
         ]
 
+    def _members(self, candidates: Sequence[Candidate]) -> list[Final]:
+        """As they were trained."""
+        plan = self.plan
+        return [
+            dataclasses.replace(
+                final,
+                name=f"member-{final.candidate}",
+                distill_steps=plan.distill_steps,
+                finetune_steps=plan.finetune_steps,
+                source=f"candidate-{final.candidate}",
+                read_before=False,
+            )
+            for final in self._finalists(candidates, plan.full_steps)
+        ]
+
     def _finalists(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
         """Those that begin with a shared student's weights are tuned on as many windows as others are distilled and tuned."""
+        tested = {final.candidate for final in read_finals(self.context.study) if final.source and final.scores}
         distill, tune = self._distill_steps(steps), steps
         start: Start = self.context.study.config.recipe.start
         if self.plan.shared_steps:
@@ -135,6 +214,7 @@ class Choice:
                 finetune_steps=tune,
                 candidate=candidate.number,
                 tutor_steps=self.plan.tutor_steps,
+                read_before=candidate.number in tested,
             )
             for candidate in candidates
         ]

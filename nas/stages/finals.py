@@ -1,17 +1,22 @@
 """Trainings at full length, finalists and references: what `finals.jsonl` has of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
+
+import numpy as np
 
 from nas.study.budget import append_line, read_lines
 from nas.study.candidates import Kind, values_of
 from nas.study.folder import Study
+from nas.study.pareto import non_dominated
 from nas.worker.task import Start
 from search_spaces.architecture import Network, network_from_dict
 
 Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch", "tutor"]
+SCRATCH: Role = "knee from scratch"
+TUTOR = "tutor"  # its folder in `students/`, and what the ledger calls it
 FINALS_FILE = "finals.jsonl"
 PREDICTED = "predicted_latency_ms"
 
@@ -20,7 +25,8 @@ PREDICTED = "predicted_latency_ms"
 class Final:
     """One training at full length. name: also of its folder in `students/`. candidate: number of a finalist's candidate.
     latency_kind: predicted until the student itself was measured, after training; then `scores` has predicted_* too.
-    latency_marks: what speaks against that measurement. tutor_steps: of the tutor that it asks, 0 without one."""
+    latency_marks: what speaks against that measurement. tutor_steps: of the tutor that it asks, 0 without one. source: of
+    `students/`, the candidate or the tutor that it is, as that was trained. read_before: tested as a candidate, then trained on."""
 
     name: str
     role: Role
@@ -30,10 +36,17 @@ class Final:
     finetune_steps: int
     candidate: int | None = None
     tutor_steps: int = 0
+    source: str | None = None
+    read_before: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     latency_kind: Kind = "calibrated"
     latency_marks: tuple[str, ...] = ()
     error: str | None = None
+
+    @property
+    def updates(self) -> int:
+        """Batches that it learned from: a step of fine-tuning has one of each task."""
+        return self.distill_steps + 2 * self.finetune_steps
 
     def objectives(self) -> list[float]:
         return values_of(self.scores)
@@ -46,6 +59,21 @@ def read_finals(study: Study) -> list[Final]:
     """The latest record of each training at full length."""
     lines = [{**line, "architecture": network_from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)]
     return list({line["name"]: Final(**line) for line in lines}.values())
+
+
+def members_of(finals: Sequence[Final]) -> list[Final]:
+    """Finalists that were tested; of a candidate that was trained on after it was tested, that training."""
+    tested = [final for final in finals if final.role == "finalist" and final.scores]
+    trained_on = {final.candidate for final in tested if not final.source}
+    return [final for final in tested if not final.source or final.candidate not in trained_on]
+
+
+def front_of(finals: Sequence[Final]) -> list[Final]:
+    """The members that no other beats on validation speakers."""
+    members = members_of(finals)
+    if not members:
+        return []
+    return [member for member, on in zip(members, non_dominated(np.array([m.objectives() for m in members]))) if on]
 
 
 def record_final(study: Study, final: Final) -> None:

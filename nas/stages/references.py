@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nas.stages.finals import Final
+from nas.stages.finals import TUTOR, Final
 from nas.worker.context import Context
 from nas.worker.evaluate import own_tuning
 from trainers.speech.decoding import content_hash
 
-KEPT = ("teacher", "paper's student", "BC-ResNet", "tutor")
+KEPT = ("teacher", "paper's student", "BC-ResNet", TUTOR)
 REPORT_FILE = "report.json"
 
 

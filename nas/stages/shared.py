@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nas.planning.plan import Plan, named_file
-from nas.stages.tutor import TUTOR
+from nas.stages.finals import TUTOR
 from nas.study.budget import Account
 from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_alone, train_shared

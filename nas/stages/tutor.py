@@ -3,15 +3,13 @@
 from collections.abc import Callable
 
 from nas.planning.plan import Plan
-from nas.stages.finals import Final
+from nas.stages.finals import TUTOR, Final
 from nas.stages.references import keep, kept_report
 from nas.study.budget import Account
 from nas.worker.context import Context
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_alone
 from trainers.networks.student import ARCHITECTURE_FILE
-
-TUTOR = "tutor"  # its folder in `students/`, and what the ledger calls it
 
 
 def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable[[float, float], None]) -> None:

@@ -68,9 +68,9 @@ class StudyConfig:
         for name, least in (("full_length", 1), ("reduction", 2), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}")
-        for name in ("candidates", "distill_steps", "finetune_steps", "rungs"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1")
+        for name, least in (("candidates", 1), ("distill_steps", 0), ("finetune_steps", 1), ("rungs", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}; it is at least {least}")
         for name, kinds in (("targets", Mode), ("sampler", Sampler)):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")

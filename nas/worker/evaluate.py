@@ -41,7 +41,7 @@ MOST_SHARED_STEPS = 4096  # of each of three streams: 6 GB with 16 windows of a 
 
 
 def evaluate(task: Task) -> Iterator[dict[str, Any]]:
-    """Builds and trains one student, and scores it on every rung; the last one's student is saved.
+    """Builds and trains one student, or takes the task's source, and scores it on every rung; the last one's student is saved.
 
     A report a rung, as it ends: its number from 1 (`rung`), `scores`, wall `seconds` since the last report, and `cpu_seconds` by
     part, of this process. An interrupted task goes on where it was. Raises FloatingPointError when training diverges.
@@ -50,9 +50,7 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
     torch.manual_seed(task.seed)
     watch = Stopwatch()
-    architecture = network_from_dict(json.loads(task.architecture))
-    student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
-    for rung, tuned in enumerate(train(context, student, task, watch), task.done + 1):
+    for rung, tuned in enumerate(_students(context, task, watch), task.done + 1):
         trained = tuned.cpu().folded()
         folder, scores = context.study.weights_folder(task.name), dict[str, float]()
         if rung == task.rungs:
@@ -85,6 +83,15 @@ class Stopwatch:
         now, parts = time.monotonic(), self.parts
         seconds, self.wall, self.parts = now - self.wall, now, {}
         return {"seconds": seconds, "cpu_seconds": parts}
+
+
+def _students(context: Context, task: Task, watch: Stopwatch) -> Iterator[Student]:
+    """One a rung."""
+    if task.source:
+        yield load_student(context.study.weights_folder(task.source))
+        return
+    architecture = network_from_dict(json.loads(task.architecture))
+    yield from train(context, build_student(context, architecture, task.start, distilled=task.distill_steps > 0), task, watch)
 
 
 @functools.lru_cache(maxsize=1)

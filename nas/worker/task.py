@@ -26,6 +26,7 @@ class Task:
     study's `distilled/`, which the first task that asks for it makes, and others begin with and go on from.
     tutor: name of the tuned teacher below `students/` that is asked for its answers.
     sharing: whether others hear the same batches, so that a node makes them once.
+    source: name of a student below `students/` that is scored as it is, instead of a training.
     """
 
     study: str
@@ -43,6 +44,7 @@ class Task:
     reduction: int = 1
     done: int = 0
     sharing: bool = False
+    source: str | None = None
 
     def lengths(self) -> Lengths:
         return rung_lengths(self.distill_steps, self.finetune_steps, self.rungs, self.reduction)

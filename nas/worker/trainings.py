@@ -71,13 +71,13 @@ def run_tasks(
     function: Callable[[str], dict[str, Any]] = run_task,
     charge: Callable[[Item, float], object],
     tick: Callable[[float], None],
-    admit: Callable[[Item, Sequence[tuple[Item, float]]], bool] = lambda item, running: True,
+    admit: Callable[[Item, Sequence[tuple[Item, float]]], Item | None] = lambda item, running: item,
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     """Trains the items in Ray workers, in their order; each with its report as it ends.
 
     task_json: the task of an item, for `function`. charge: hears the wall seconds of each, bit by bit while it runs, from when its
-    worker began. tick: hears, about every second, for how many seconds the ones that run have run. admit: whether to begin an item
-    beside those that run, each with its seconds so far; one that is not admitted is passed over.
+    worker began. tick: hears, about every second, for how many seconds the ones that run have run. admit: an item as it is begun
+    beside those that run, each with its seconds so far; None where it is passed over.
     Raises ValueError when no worker comes.
     """
     remote = ray.remote(function).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
@@ -93,7 +93,7 @@ def run_tasks(
     try:
         while True:
             while waiting and len(running) < workers:
-                if admit(item := waiting.pop(0), past()):
+                if (item := admit(waiting.pop(0), past())) is not None:
                     task = task_json(item)
                     arrival = Arrival(task)
                     running[remote.remote(task)] = _Running(item, arrival)

@@ -17,6 +17,7 @@ from nas.planning.plan import (
     FINAL_SAFETY,
     MOST_STEPS,
     MOST_TUTOR,
+    REFERENCE_SHARE,
     SHORTEST_RUNG,
     SPARED,
     TUTOR_SHARE,
@@ -53,9 +54,11 @@ def test_what_is_planned_fits_the_budget(seconds: float, reduction: int) -> None
     on_average = sum(cost / reduction**rung for rung, cost in enumerate(costs))
     assert (planned.candidates - 1) * on_average <= planned.search_seconds
     assert FEWEST_STEPS <= planned.full_steps <= MOST_STEPS
-    finals = [*SIZES.references, *[TYPICAL] * (planned.finalists + 1)]
-    full = sum(PACE.seconds(macs, planned.full_steps, planned.full_steps) for macs in finals)
-    assert full <= planned.final_seconds
+    references = [PACE.seconds(macs, planned.full_steps, planned.full_steps) for macs in (*SIZES.references, TYPICAL)]
+    most = REFERENCE_SHARE * planned.final_seconds
+    replaced = planned.tutor_steps >= planned.full_steps  # the tutor is the teacher
+    full = planned.finalists * references[-1] + sum(min(most, seconds) for seconds in references[replaced:])
+    assert planned.finalists == 0 or full <= planned.final_seconds
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 4), st.integers(2, 4))
@@ -148,9 +151,14 @@ def test_named_steps_and_a_candidate_limit_are_kept() -> None:
 @given(st.floats(0, 1e5), st.lists(st.floats(1e6, 3e8), min_size=1, max_size=8))
 def test_full_length_fits_what_is_left_or_is_nothing(seconds: float, macs: list[float]) -> None:
     shortest = plan(parse_budget("2cpu-hours"), distill_steps=50, finetune_steps=50, warm_start="off")
-    steps = full_steps(seconds, 1.0, PACE, macs, shortest, 3.0)
+
+    def cost(steps: int) -> float:
+        return sum(PACE.seconds(m, steps, steps) for m in macs)
+
+    steps = full_steps(seconds, cost, shortest, 3.0)
     assert steps == 0 or 50 <= steps <= 150
-    assert FINAL_SAFETY * sum(PACE.seconds(m, steps, steps) for m in macs) <= seconds or steps == 0
+    assert FINAL_SAFETY * cost(steps) <= seconds or steps == 0
+    assert steps in (0, 150) or FINAL_SAFETY * cost(2 * steps) > seconds
 
 
 def test_steps_rise_by_about_a_tenth() -> None:
