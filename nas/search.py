@@ -55,7 +55,7 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     calibrate_target(context, account, console)
     plan, pace = planned(context, account, console)
     forecast = Forecast(account=account, console=console, alone=plan.tutor_seconds + plan.shared_seconds)
-    console.print(describe_plan(plan, account, forecast.to_go()))
+    console.print(describe_plan(plan, context.study.config, account, forecast.to_go()))
     if plan.tutor_steps:
         with progress(console, "tutor", in_words) as tick:
             prepare_tutor(context, plan, account, tick)

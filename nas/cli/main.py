@@ -56,7 +56,7 @@ def search(
         int | None, typer.Option(help="Lengths at which candidates may be stopped; default: planned, at most 3.")
     ] = None,
     reduction: Annotated[int, typer.Option(help="One in so many goes on to the next rung, which is so many times as long.")] = 3,
-    sampler: Annotated[str, typer.Option(help="What proposes candidates: tpe, nsga2, gp, random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="What proposes candidates: gp, optuna-gp, tpe, nsga2, random.")] = "gp",
     warm_start: Annotated[
         str,
         typer.Option(help="Begin candidates with a shared student's weights: on, off, auto, or studies/NAME/shared.safetensors."),

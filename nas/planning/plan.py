@@ -31,7 +31,8 @@ MOST_CANDIDATES = 100_000
 class Plan:
     """distill_steps, finetune_steps: of the last rung. candidates: expected, most of them stopped early. finalists: expected.
     shared_steps: of the shared student, 0 without one; tutor_steps: of the tutor, likewise. shared_seconds, tutor_seconds,
-    search_seconds, final_seconds: resource-seconds for them, for candidates, and for finalists and references."""
+    search_seconds, final_seconds: resource-seconds for them, for candidates, and for finalists and references. spared: those that a
+    shared student spares candidates beyond its own; below zero where it costs more."""
 
     distill_steps: int
     finetune_steps: int
@@ -45,6 +46,7 @@ class Plan:
     final_seconds: float
     tutor_steps: int = 0
     tutor_seconds: float = 0.0
+    spared: float = 0.0
 
     @property
     def full_steps(self) -> int:
@@ -146,7 +148,8 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     tutor_steps, tutor_seconds = tutoring(config, left, config.held(budget), pace, sizes)
     left -= tutor_seconds
     costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False, tutor_steps=tutor_steps)
-    costs = replace(costs, warm=pays(costs, left) if config.warm_start == "auto" else config.warm_start != "off")
+    sparing = spared(costs, left)
+    costs = replace(costs, warm=sparing > 0 if config.warm_start == "auto" else config.warm_start != "off")
     least = costs.least(check_rungs(config))
     if least > left:
         raise ValueError(
@@ -170,6 +173,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
         final_seconds=left - search,
         tutor_steps=tutor_steps,
         tutor_seconds=tutor_seconds,
+        spared=sparing,
     )
 
 
@@ -188,11 +192,11 @@ def number_of_candidates(costs: Costs, left: float, steps: int) -> int:
     return int((left * SEARCH_SHARE - costs.shared(steps)) / costs.candidate(steps))
 
 
-def pays(cold: Costs, left: float) -> bool:
-    """Whether a shared student leaves more for candidates than it costs: by not distilling each of as many as there would be."""
+def spared(cold: Costs, left: float) -> float:
+    """Resource-seconds that a shared student leaves for candidates beyond its cost: they are not distilled."""
     steps, warm = cold.longest(left), replace(cold, warm=True)
     count = min(cold.config.candidates or MOST_CANDIDATES, number_of_candidates(cold, left, steps))
-    return warm.shared(steps) < count * (cold.candidate(steps) - warm.candidate(steps))
+    return count * (cold.candidate(steps) - warm.candidate(steps)) - warm.shared(steps)
 
 
 def named_file(warm_start: str) -> Path | None:

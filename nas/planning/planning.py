@@ -11,10 +11,12 @@ from nas.planning.pace import Pace, probe, sizes
 from nas.planning.plan import FEWEST_MEMBERS, SEARCH_SHARE, Plan, make_plan
 from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
+from nas.study.config import Sampler, StudyConfig
 from nas.study.progress import progress
 from nas.worker.context import Context, space_of
 
 PLAN_FILE = "plan.json"
+BEST_SAMPLER: Sampler = "gp"  # of those that tests/benchmarks replays
 
 
 def planned(context: Context, account: Account, console: Console) -> tuple[Plan, Pace]:
@@ -46,7 +48,7 @@ def threads(cpus: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe_plan(plan: Plan, account: Account, wall: float) -> str:
+def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float) -> str:
     """wall: seconds to go."""
     lengths, workers = plan.lengths(), account.workers
     rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
@@ -62,8 +64,22 @@ def describe_plan(plan: Plan, account: Account, wall: float) -> str:
         f"{in_words(wall)} to go\n{tutor}{shared}"
         f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
         f"{rungs}{share}\n"
-        f"  then {_end(plan)} in {in_words(plan.final_seconds)}"
+        f"  then {_end(plan)} in {in_words(plan.final_seconds)}\n"
+        f"  {_why(plan, config)}"
     )
+
+
+def _why(plan: Plan, config: StudyConfig) -> str:
+    """What was chosen for this budget."""
+    proposals = f"{config.sampler} proposes"
+    if config.sampler == BEST_SAMPLER:
+        proposals += ", which found most in replayed searches"
+    if config.warm_start != "auto":
+        return proposals
+    amount = in_words(abs(plan.spared))
+    if plan.shared_steps:
+        return f"{proposals}; a shared student spares candidates {amount} more than it takes"
+    return f"{proposals}; no shared student, which would take {amount} more than it spares"
 
 
 def _end(plan: Plan) -> str:

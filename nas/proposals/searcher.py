@@ -185,6 +185,9 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(
         seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
     ),
+    "optuna-gp": lambda seed: optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+    ),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
     "gp": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # never asked: `_draw` proposes
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),

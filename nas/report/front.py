@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nas.report.notes import notes
-from nas.stages.finals import Final, front_of, read_finals
+from nas.stages.finals import SCRATCH, Final, front_of, read_finals
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import Study
 from nas.study.pareto import hypervolume, knee, non_dominated
@@ -30,7 +30,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     facts = study.read_json("prepared.json") or {}
     finals = read_finals(study)
     on_front = front_of(finals)
-    ended = bool(on_front) and all(final.scores or final.error for final in finals)
+    ended = bool(on_front) and any(final.role == SCRATCH and (final.scores or final.error) for final in finals)  # it comes last
     if ended:
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
         beside = [f for f in finals if f.scores and f.role != "finalist" and f.candidate in (None, best.candidate)]

@@ -13,7 +13,7 @@ from nas.study.budget import Budget
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Mode
 
-Sampler = Literal["tpe", "nsga2", "gp", "random"]
+Sampler = Literal["gp", "optuna-gp", "tpe", "nsga2", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class StudyConfig:
     finetune_steps: int | None = None
     rungs: int | None = None
     reduction: int = 3
-    sampler: Sampler = "tpe"
+    sampler: Sampler = "gp"
     warm_start: str = "auto"
     full_length: float = 3.0
     finalists: int = 8

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def of_two(error: float, seed: int, worse: float) -> Outcome:
     )
 
 
-def final(study: Study, name: str, role: str, error: float, latency: float, params: int, worse: float | None = None) -> None:
+def final(
+    study: Study, name: str, role: str, error: float, latency: float, params: int, worse: float | None = None, **fields: Any
+) -> None:
     scores = {
         "params": float(params),
         "memory_bytes": 80e6,
@@ -80,7 +83,7 @@ def final(study: Study, name: str, role: str, error: float, latency: float, para
         scores=scores,
         latency_kind="measured",
     )
-    append_line(study.folder / FINALS_FILE, record.to_json())
+    append_line(study.folder / FINALS_FILE, replace(record, **fields).to_json())
 
 
 @pytest.fixture
@@ -122,6 +125,30 @@ def test_the_report_says_whether_the_papers_student_is_beaten(study: Study) -> N
     )
     final(study, "paper-student", "paper's student", 0.01, 0.5, 500)
     assert any(note.startswith("No member is better than the paper's student") for note in build_front(study)["notes"])
+
+
+def test_what_learned_from_fewer_updates_is_not_compared(study: Study) -> None:
+    finished(study)
+    final(study, "bc-resnet", "BC-ResNet", 0.03, 2.0, 320)
+    for member, latency, params in (("final-0", 1.0, 100), ("final-1", 3.0, 250)):
+        final(study, member, "finalist", 0.2 if member == "final-0" else 0.06, latency, params, finetune_steps=4)
+    found = build_front(study)["notes"]
+    said = "Trained with fewer updates than some members, and not compared with those: "
+    assert any(note.startswith(said) and "BC-ResNet (3 of 9)" in note and "teacher (3 of 9)" in note for note in found)
+    assert not any("paper's student in keyword error" in note or "within 3 points" in note for note in found)
+    assert not any("did not pay" in note for note in found)
+    # a member that learned from more, and is worse, is worse
+    assert any(note.endswith("at once (test) than: final-1.") for note in found)
+
+
+def test_members_as_they_were_trained_are_named(study: Study) -> None:
+    finished(study)
+    final(study, "member-5", "finalist", 0.02, 5.0, 400, candidate=5, source="candidate-5")
+    final(study, "final-1", "finalist", 0.06, 3.0, 250, candidate=1, read_before=True)
+    front = build_front(study)
+    assert [member["name"] for member in front["members"] if member["as_trained"]] == ["member-5"]
+    assert any(note.endswith("candidates as they were trained: member-5.") for note in front["notes"])
+    assert any(note.startswith("The test split was read before") and note.endswith(": final-1.") for note in front["notes"])
 
 
 def test_the_report_names_the_members_that_bc_resnet_beats(study: Study) -> None:
