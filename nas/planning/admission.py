@@ -1,6 +1,7 @@
 """What a search decides about candidates: which are refused, which the budget has room for, which go on from a rung."""
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from nas.worker.context import Context, cost_of, cost_scores, tightest
 from search_spaces.architecture import Architecture
 
 SPENT_ON = "candidates"
+LATEST = 200  # candidates whose times correct the pace: the machine may have changed since others
 
 
 class Admission:
@@ -22,7 +24,7 @@ class Admission:
     def __init__(self, context: Context, plan: Plan, pace: Pace, account: Account) -> None:
         self.context, self.plan, self.pace, self.account = context, plan, pace, account
         self.lengths, self.limit, self.is_filling = plan.lengths(), plan.search_seconds, False
-        self.rungs, self.seen = Rungs(plan.reduction), list[tuple[float, float]]()
+        self.rungs, self.seen = Rungs(plan.reduction), deque[tuple[float, float]](maxlen=LATEST)
         self._replay()
 
     def _replay(self) -> None:

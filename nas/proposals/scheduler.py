@@ -5,6 +5,7 @@ rung. Which are the best: non-dominated front by front, inside a front by an eps
 it. Ray has no such scheduler; that of Syne Tune 0.16 confuses ranks and orders, and stops most non-dominated newcomers.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +20,24 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 
+MOST = 1000  # points of a rung: fronts take time and memory quadratic in them
+
+
 class Rungs:
-    """The points that reached each rung, in order of arrival."""
+    """The points that reached each rung latest, in order of arrival."""
 
     def __init__(self, reduction: int) -> None:
         self.reduction = reduction
-        self.points: dict[int, list[Sequence[float]]] = {}
+        self.points: dict[int, deque[Sequence[float]]] = {}
 
     def goes_on(self, rung: int, point: Sequence[float]) -> bool:
-        """Records a newcomer; whether it is among the best floor(n / reduction) of the n on its rung, and at least one is.
+        """Records a newcomer; whether it is among the best floor(n / reduction) of the latest n on its rung, and at least one is.
 
         The first on a rung goes on, and whoever dominates all others; a point that is not finite does not, and is not recorded.
         """
         if not np.isfinite(point).all():
             return False
-        reached = self.points.setdefault(rung, [])
+        reached = self.points.setdefault(rung, deque(maxlen=MOST))
         reached.append(point)
         return place(np.array(reached, float)) < max(1, len(reached) // self.reduction)
 

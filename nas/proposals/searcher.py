@@ -28,7 +28,7 @@ STARTUP_TRIALS = 10  # random proposals before the sampler models anything
 POPULATION = 16  # of NSGA-II: a search sees some dozens of candidates
 PATIENCE = 5  # proposals in vain before random ones
 MOST_ASKS = 200  # proposals in a row that are refused before the search is over
-MOST_MODELLED = 160  # candidates that TPE models, twice as many before it forgets some: its proposals take time linear in them
+MOST_MODELLED = 160  # candidates that Optuna models, twice as many before some are forgotten: proposals take time linear in them
 MOST_DRAWS = 400  # random members, known or too dear, before nothing is taken to be left
 POOL = 100  # members of which a model chooses
 STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "running": TrialState.RUNNING}
@@ -64,7 +64,7 @@ class StudySearcher(Searcher):
         history: Sequence[Candidate],
         seed: int,
         limit: int | None,
-        sampler: Sampler = "tpe",
+        sampler: Sampler = "gp",
         first: Sequence[Architecture] = (),
     ) -> None:
         """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes."""
@@ -84,8 +84,8 @@ class StudySearcher(Searcher):
 
     def _rebuilt(self) -> optuna.Study:
         """What Optuna should know of what has ended and of what runs."""
-        study = new_study(self.sampler, self.seed + len(self.ended))
-        told = most_telling(self.ended) if self.sampler == "tpe" else self.ended
+        study = new_study(self.sampler, self.seed + self.next_number)
+        told = TOLD[self.sampler](self.ended)
         study.add_trials([as_trial(self.space, candidate) for candidate in told])
         for trial_id, (number, _, architecture) in self.running.items():
             self.running[trial_id] = (number, len(study.get_trials(deepcopy=False)), architecture)
@@ -104,7 +104,7 @@ class StudySearcher(Searcher):
                 return str(Searcher.FINISHED)
             known = self.study.get_trials(deepcopy=False)
             is_waiting = any(trial.state == TrialState.WAITING for trial in known)
-            if self.sampler == "tpe" and len(known) > 2 * MOST_MODELLED and not is_waiting:
+            if self.sampler != "nsga2" and len(known) > 2 * MOST_MODELLED and not is_waiting:
                 self.study = self._rebuilt()
             drawn = None if is_waiting else self._draw()
             if not drawn and not is_waiting:
@@ -161,6 +161,9 @@ class StudySearcher(Searcher):
         number, trial, _ = self.running.pop(trial_id)
         candidate = self.hooks.finished(number)
         self.ended.append(candidate)
+        if self.sampler != "nsga2" and len(self.ended) > 4 * MOST_MODELLED:
+            kept = {c.number for c in [*most_telling(self.ended), *modelled(self.ended)]}
+            self.ended = [c for c in self.ended if c.number in kept]
         state = STATES.get(candidate.state, TrialState.FAIL)
         self.study.tell(trial, values_of(candidate.scores) if state == TrialState.COMPLETE else None, state=state)
 
@@ -194,6 +197,11 @@ SAMPLERS: Mapping[Sampler, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
+def nothing(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What a sampler is told that is never asked, or draws at random."""
+    return []
+
+
 def most_telling(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Of too many, those of the best fronts as half of them, and the latest; not those without scores."""
     if len(candidates) <= MOST_MODELLED:
@@ -204,6 +212,15 @@ def most_telling(candidates: Sequence[Candidate]) -> list[Candidate]:
     best = {complete[i].number for i in np.argsort(ranks, kind="stable")[: MOST_MODELLED // 2]}
     latest = [candidate.number for candidate in candidates if candidate.number not in best][len(best) - MOST_MODELLED :]
     return [candidate for candidate in candidates if candidate.number in best.union(latest)]
+
+
+TOLD: Mapping[Sampler, Callable[[Sequence[Candidate]], list[Candidate]]] = {
+    "gp": nothing,
+    "random": nothing,
+    "nsga2": list,  # it counts generations
+    "tpe": most_telling,
+    "optuna-gp": most_telling,
+}
 
 
 def as_trial(space: SearchSpace, candidate: Candidate) -> FrozenTrial:

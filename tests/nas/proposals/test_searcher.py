@@ -58,7 +58,8 @@ class Driver:
 
 
 def searcher(driver: Driver, history: list[Candidate] | None = None, limit: int | None = None, seed: int = 0) -> StudySearcher:
-    return StudySearcher(SPACE, driver.hooks(), history=history or [], seed=seed, limit=limit)
+    """With TPE, which is told of everything."""
+    return StudySearcher(SPACE, driver.hooks(), history=history or [], seed=seed, limit=limit, sampler="tpe")
 
 
 def run(searching: StudySearcher, most: int = 10**6) -> int:
