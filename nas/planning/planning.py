@@ -64,7 +64,7 @@ def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float
         f"{in_words(wall)} to go\n{tutor}{shared}"
         f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
         f"{rungs}{share}\n"
-        f"  then {_end(plan)} in {in_words(plan.final_seconds)}\n"
+        f"  then {_end(plan)}\n"
         f"  {_why(plan, config)}"
     )
 
@@ -83,10 +83,10 @@ def _why(plan: Plan, config: StudyConfig) -> str:
 
 
 def _end(plan: Plan) -> str:
-    enough = min(FEWEST_MEMBERS, plan.candidates)
+    enough, amount = min(FEWEST_MEMBERS, plan.candidates), in_words(plan.final_seconds)
     members = f"at least {enough} members, or all that nothing else beats"
     if plan.candidates < FEWEST_MEMBERS:
-        members = f"at most {plan.candidates} members, for more of which the budget is too small"
+        members = f"at most {plan.candidates} members: the budget is too small for {FEWEST_MEMBERS}"
     if plan.finalists < enough:
-        return f"{members}, as they were trained, since the budget does not reach for longer trainings, and 4 references"
-    return f"{members}: about {plan.finalists} finalists, and 4 references, as long as that allows"
+        return f"4 references in {amount}, and candidates as they were trained: {members}"
+    return f"about {plan.finalists} finalists and 4 references in {amount}, as long as that allows: {members}"
