@@ -58,7 +58,6 @@ METHODS: Mapping[str, Method] = {
     "TPE": Method("tpe"),
     "random, early stopping": Method("random", stops=(1,)),
     "GP": Method("gp"),
-    "Optuna's GP": Method("optuna-gp"),
     "TPE, shared student": Method("tpe", first=True, start="shared student"),
     OURS: Method("gp", first=True, start="shared student"),
 }
