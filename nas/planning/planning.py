@@ -7,11 +7,12 @@ from contextlib import contextmanager
 import torch
 from rich.console import Console
 
-from nas.planning.pace import Pace, probe, sizes
+from nas.planning.pace import Pace, probe, sizes, with_cores
 from nas.planning.plan import SEARCH_SHARE, Plan, make_plan
 from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
 from nas.study.progress import progress
+from nas.worker import cluster
 from nas.worker.context import Context, space_of
 
 PLAN_FILE = "plan.json"
@@ -30,6 +31,8 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     space, on_driver = space_of(context), driver_resources(account.budget)
     with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):
         pace = probe(context, space)
+        if account.budget.resource == "cpu":
+            pace = with_cores(context, pace, min(cluster.cores_of_a_node(), round(on_driver)))
     plan = make_plan(config, account.budget, study.ledger.spent, pace, sizes(context, space))
     study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
     return plan, pace
@@ -50,9 +53,8 @@ def describe_plan(plan: Plan, account: Account) -> str:
     lengths, workers, resources = plan.lengths(), account.workers, account.resources
     rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
     share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
-    wall = (plan.tutor_seconds + plan.shared_seconds) / resources + (plan.search_seconds + plan.final_seconds) / (
-        workers * resources
-    )
+    alone = (plan.tutor_seconds + plan.shared_seconds) / (plan.alone_cores or resources)
+    wall = alone + (plan.search_seconds + plan.final_seconds) / (workers * resources)
     tutor = (
         f"  a tutor, the teacher tuned for {plan.tutor_steps:,} steps, in {in_words(plan.tutor_seconds)}\n"
         if plan.tutor_steps

@@ -26,6 +26,9 @@ class Task:
     study's `distilled/`, which the first task that asks for it makes, and others begin with and go on from.
     tutor: name of the tuned teacher below `students/` that is asked for its answers.
     sharing: whether others hear the same batches, so that a node makes them once.
+    cpus: that it may keep busy, where those are not the study's for a worker.
+    draw: whether validation scores are of the study's draw (`trainers.scoring.draw`), as a candidate's are, and not of the
+    whole split.
     """
 
     study: str
@@ -43,6 +46,8 @@ class Task:
     reduction: int = 1
     done: int = 0
     sharing: bool = False
+    draw: bool = False
+    cpus: float | None = None
 
     def lengths(self) -> Lengths:
         return rung_lengths(self.distill_steps, self.finetune_steps, self.rungs, self.reduction)
