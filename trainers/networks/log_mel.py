@@ -21,7 +21,7 @@ _by_products = False
 
 @contextmanager
 def as_exported() -> Iterator[None]:
-    """Within, log-mels are computed as in an exported file, by products alone: to export them, and to count what they cost there."""
+    """Within, log-mels are computed as in an exported file, by products alone: to export them, or to count their cost there."""
     global _by_products
     before, _by_products = _by_products, True
     try:
