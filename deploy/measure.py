@@ -39,12 +39,8 @@ FORMAT = 1  # of kits and results
 KIT_FILE, RESULT_FILE = "kit.json", "result.json"
 FEWEST_PASSES, MOST_PASSES = 6, 16
 HURRIED_PASSES = 2  # where there is no time for more
-WIDER = {
-    2: 9.2,
-    3: 2.7,
-    4: 1.9,
-    5: 1.6,
-}  # an interval of so few passes: Student's t over normal, and a sample's spread
+# An interval of so few passes: Student's t over normal, and the spread of a small sample.
+WIDER = {2: 9.2, 3: 2.7, 4: 1.9, 5: 1.6}
 PASS_SECONDS = 0.25  # of one model and the reference beside it
 WARM_UP = 2
 BLOCK = 2  # inferences of the reference in its smallest block

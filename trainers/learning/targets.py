@@ -76,14 +76,9 @@ def choose_windows(corpus: Corpus, window: int, limit: int, seed: int) -> Window
     pairs = [
         (int(row), start) for row in corpus.rows("train") for start in range(0, max(1, corpus.length(int(row)) - hop + 1), hop)
     ]
-    chosen = _chosen(len(pairs), limit, seed)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:limit])
     rows, starts = np.array([pairs[i] for i in chosen], dtype=np.int64).T
     return rows, starts
-
-
-def _chosen(count: int, limit: int, seed: int) -> NDArray[np.intp]:
-    """Rising numbers below `count`."""
-    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def _places(smaller: Windows, larger: Windows) -> NDArray[np.intp]:
@@ -143,7 +138,7 @@ def affordable_windows(
     targets = Targets(corpus=corpus, teacher=teacher, window=window, rows=rows, starts=starts, states=None)
     for first in (0, BATCH):  # the first one fills caches
         started = now()
-        targets.batch(np.arange(first, first + BATCH), device)
+        targets.batch(np.arange(first, first + BATCH) % count, device)
     possible = int(seconds * BATCH / max(now() - started, 1e-9))
     if possible >= count:
         return limit
