@@ -99,9 +99,9 @@ def hollow(student: Student) -> Student:
     return student.eval()
 
 
-def run_here(kit: Kit, tell: measure.Tell | None = None) -> dict[str, Any]:
-    """The result of a kit on this machine."""
-    return measure.run_kit(kit.folder, tell)
+def run_here(kit: Kit, tell: measure.Tell | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """The result of a kit on this machine. seconds: as `measure.measure`."""
+    return measure.run_kit(kit.folder, tell, seconds)
 
 
 def pack(kit: Kit) -> bytes:

@@ -38,6 +38,9 @@ except ImportError as missing:
 FORMAT = 1  # of kits and results
 KIT_FILE, RESULT_FILE = "kit.json", "result.json"
 FEWEST_PASSES, MOST_PASSES = 6, 16
+HURRIED_PASSES = 2  # where there is no time for more
+# An interval of so few passes: Student's t over normal, and the spread of a small sample.
+WIDER = {2: 9.2, 3: 2.7, 4: 1.9, 5: 1.6}
 PASS_SECONDS = 0.25  # of one model and the reference beside it
 WARM_UP = 2
 BLOCK = 2  # inferences of the reference in its smallest block
@@ -59,7 +62,7 @@ class Measurement:
     milliseconds, low, high: the ratio and its interval times `reference_ms`, the reference's own undisturbed time.
     median_ms: the median inference of this run, disturbances included. passes, seconds: how often, and how long in all.
     peak_memory: bytes that a process of numpy, onnxruntime and this model held at most; 0 where it was not taken.
-    marks: what speaks against it: drift, throttled, imprecise.
+    marks: what speaks against it: drift, throttled, imprecise, hurried (fewer than 6 passes).
     """
 
     ratio: float
@@ -120,27 +123,31 @@ def measure(
     reference_ms: float | None = None,
     memory: bool = False,
     tell: Tell | None = None,
+    seconds: float | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> list[Measurement]:
     """One inference of `window` samples of noise, of each model, beside the reference's.
 
     Each model takes turns until the half-width of its interval is `precision` of the ratio: 6 to 16 passes of a quarter of a
     second and at least one inference. reference_ms: the reference's own time on this machine, None: as found here.
     memory: also the peak memory of a fresh process for each. tell: hears passes done and passes at most.
+    seconds: after which no further pass begins, but for two of each model; now: the clock. A model of fewer than 6 passes is
+    marked, its interval wider.
     Raises ValueError when a file is no model or hears another window.
     """
     passes: list[list[Pass]] = [[] for _ in models]
+    end = now() + (float("inf") if seconds is None else seconds)
+    peaks = [peak_memory(model, window, threads) if memory else 0 for model in models]
     for turn in range(MOST_PASSES):
         for index, model in enumerate(models):
-            if not _finished(passes[index], precision):
+            is_late = turn >= HURRIED_PASSES and now() >= end
+            if not is_late and not _finished(passes[index], precision):
                 passes[index].append(_one_pass(model, reference, window, threads))
             if tell:
                 tell(turn * len(models) + index + 1, MOST_PASSES * len(models))
     if reference_ms is None and models:
         reference_ms = 1e3 * _undisturbed([one.reference for taken in passes for one in taken])
-    return [
-        _measurement(taken, reference_ms or 0.0, precision, threads, window, peak_memory(model, window, threads) if memory else 0)
-        for model, taken in zip(models, passes)
-    ]
+    return [_measurement(taken, reference_ms or 0.0, precision, threads, window, peak) for taken, peak in zip(passes, peaks)]
 
 
 def _measurement(
@@ -172,7 +179,8 @@ def interval(passes: Sequence[Pass]) -> tuple[float, float]:
     random = np.random.default_rng(0)
     draws = [ratio([passes[i] for i in random.integers(0, len(passes), len(passes))]) for _ in range(RESAMPLES)]
     low, high = np.percentile(draws, (2.5, 97.5))
-    return float(min(low, ratio(passes))), float(max(high, ratio(passes)))
+    middle, wider = ratio(passes), WIDER.get(len(passes), 1.0)
+    return float(middle * min(1.0, low / middle) ** wider), float(middle * max(1.0, high / middle) ** wider)
 
 
 def marks(passes: Sequence[Pass], precision: float, degrees: float | None) -> tuple[str, ...]:
@@ -184,6 +192,7 @@ def marks(passes: Sequence[Pass], precision: float, degrees: float | None) -> tu
     found = {
         "drift": max(pace) > DRIFT * min(pace),
         "throttled": bool(throttled),
+        "hurried": len(passes) < FEWEST_PASSES,
         "imprecise": (high - low) / 2 > IMPRECISE * precision * ratio(passes),
     }
     return tuple(name for name, is_so in found.items() if is_so)
@@ -307,8 +316,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run_kit(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
-    """Measures the models of a kit, one list of equal threads and window; what `srlnas profile fit` reads.
+def run_kit(folder: Path, tell: Tell | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """Measures the models of a kit, one list of equal threads and window; what `srlnas profile fit` reads. seconds: as `measure`.
 
     Raises ValueError when the folder is no kit of this format, or a file is not the one that it names.
     """
@@ -329,6 +338,7 @@ def run_kit(folder: Path, tell: Tell | None = None) -> dict[str, Any]:
         threads=kit["threads"],
         memory=True,
         tell=tell,
+        seconds=seconds,
     )
     return {
         "format": FORMAT,

@@ -54,7 +54,8 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     """All trainings: the tutor, the shared student, candidates, finalists and references, candidates for what is left."""
     calibrate_target(context, account, console)
     plan, pace = planned(context, account, console)
-    forecast = Forecast(account=account, console=console, alone=plan.tutor_seconds + plan.shared_seconds)
+    alone = plan.tutor_seconds + plan.shared_seconds
+    forecast = Forecast(account=account, console=console, alone=alone, cores=plan.alone_cores)
     console.print(describe_plan(plan, context.study.config, account, forecast.to_go()))
     if plan.tutor_steps:
         with progress(console, "tutor", in_words) as tick:

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from trainers.networks.student import Student
 from trainers.teacher.teacher import Teacher
 
 DRAWN = 400  # students from which the informative ones are chosen
+STUDENT_SECONDS = 4.0  # that a student takes at least: export, memory, six passes
 
 
 def calibration_students(teacher: Teacher, heads: Heads, target: Target, number: int) -> dict[str, Network]:
@@ -66,9 +68,12 @@ def calibration_kit(
     return make_kit(folder, students, target, precisions), networks
 
 
-def run_kit(kit: Kit, where: str, python: str = "python3", tell: Tell | None = None) -> dict[str, Any]:
-    """Its result, of this machine or of a host. Raises ValueError where a host answers with another kit's."""
-    result = run_here(kit, tell) if where == HERE else run_over_ssh(kit, where, python=python, tell=tell)
+def run_kit(
+    kit: Kit, where: str, python: str = "python3", tell: Tell | None = None, seconds: float | None = None
+) -> dict[str, Any]:
+    """Its result, of this machine, which begins no further pass after so many seconds, or of a host. Raises ValueError where a host
+    answers with another kit's."""
+    result = run_here(kit, tell, seconds) if where == HERE else run_over_ssh(kit, where, python=python, tell=tell)
     if not isinstance(result, dict) or result.get("kit") != kit.digest:
         raise ValueError(f"{where} sent no result of this kit: run it again")
     return result
@@ -97,11 +102,17 @@ def calibrate(
     where: str = HERE,
     python: str = "python3",
     tell: Tell | None = None,
+    seconds: float | None = None,
 ) -> Profile:
-    """Measures informative students on this machine, or on a host."""
+    """Measures informative students on this machine, or on a host. seconds: for all of it, on this machine: with fewer students and
+    passes then, and wider intervals."""
+    started = time.monotonic()
+    if seconds is not None:
+        number = min(number, max(FEWEST, int(seconds / STUDENT_SECONDS)))
     with tempfile.TemporaryDirectory() as folder:
         kit, networks = calibration_kit(Path(folder) / "kit", teacher, heads, target, number, precisions)
-        result = run_kit(kit, where, python, tell)
+        left = None if seconds is None else seconds - (time.monotonic() - started)
+        result = run_kit(kit, where, python, tell, left)
     return replace(profile_from(result, networks, target, teacher.geometry, heads, where), python=python)
 
 

@@ -49,15 +49,16 @@ def is_of_this_machine(profile: Profile) -> bool:
     return profile.where != HERE or all(profile.device[fact] == now[fact] for fact in ("cpu", "onnxruntime"))
 
 
-def prepare_device(study: Study, teacher: Teacher, tell: Tell | None = None) -> None:
-    """Writes what the study predicts with: the target's profile; where there is none, one of this machine, measured now."""
+def prepare_device(study: Study, teacher: Teacher, tell: Tell | None = None, seconds: float | None = None) -> None:
+    """Writes what the study predicts with: the target's profile; where there is none, one of this machine, measured now in about so
+    many seconds."""
     target, heads = load_target(study.config.target), study.config.recipe.heads
     profile, speed = known_profile(target, teacher.geometry, heads), None
     if profile is None and target.is_here:
-        profile = calibrate(target, teacher, heads, tell=tell)
+        profile = calibrate(target, teacher, heads, tell=tell, seconds=seconds)
     elif profile is None:
         here = replace(load_target(THIS_MACHINE), threads=target.threads, window=target.window)
-        profile = _profile_of_this_machine(here, teacher, heads) or calibrate(here, teacher, heads, tell=tell)
+        profile = _profile_of_this_machine(here, teacher, heads) or calibrate(here, teacher, heads, tell=tell, seconds=seconds)
         speed = machine_speed()
     study.write_json(DEVICE_FILE, {"profile": profile.to_dict(), "speed": speed})
 

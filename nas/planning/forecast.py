@@ -14,11 +14,13 @@ WORTH_TELLING = 0.1  # of the whole time that was told: corrections below it are
 
 @dataclass(kw_only=True)
 class Forecast:
-    """alone: resource-seconds of what trains alone and was not done yet; the rest of the budget is spent by all workers at once."""
+    """alone: resource-seconds of what trains alone and is to come. cores: of the budget's resource, that it holds, 0: a worker's.
+    The rest of the budget is spent by all workers at once."""
 
     account: Account
     console: Console
     alone: float
+    cores: float = 0.0
     clock: Callable[[], float] = time.monotonic
     told: float = field(init=False)
     whole: float = field(init=False)
@@ -30,7 +32,8 @@ class Forecast:
     def to_go(self) -> float:
         """Wall seconds until the budget is spent."""
         together = max(0.0, self.account.left - self.alone)
-        return (self.alone + together / self.account.workers) / self.account.resources
+        held = self.account.resources
+        return self.alone / (self.cores or held) + together / (self.account.workers * held)
 
     def after(self, what: str, alone: float = 0.0) -> None:
         """Corrects what was told where it is off by now. alone: as the field, after the step that ended."""

@@ -1,10 +1,11 @@
 """How long a training takes on this machine: measured once by a few updates, corrected by what candidates took."""
 
+import dataclasses
 import math
 import random
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,13 @@ from search_spaces.architecture import Baseline, Network
 from search_spaces.catalog import paper_student
 from search_spaces.space import RandomChooser, SearchSpace
 from trainers.learning.sandwich import sandwich
+from trainers.scoring.draw import whole
 
-BASE_SECONDS = 10.0  # of a training beside its updates: building, scoring's set-up, saving; corrected by what is seen
+BASE_SECONDS = 3.0  # of a training beside its updates: building, scoring's set-up, saving; corrected by what is seen
 DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
 TYPICAL_DRAWS = 64
 PROBE_STEPS = 2
+WORTH_CORES = 1.5  # times the resource-seconds of a worker that a training alone may take for the cores of a node
 CUDA_BYTES = 6e8  # of a process that has a CUDA context, beside torch's own memory
 MOST_ON_A_GPU = 16
 
@@ -31,7 +34,10 @@ MOST_ON_A_GPU = 16
 class Pace:
     """Predicted wall seconds of one training on one worker: base + (per_clip + per_mac x MACs) x clips, times `factor`.
 
-    A clip that is trained on counts once, a clip that is scored a third: it needs no backward pass.
+    A clip that is trained on counts once, a clip that is scored a third: it needs no backward pass. scored: clips of validation;
+    drawn: those of them that candidates are scored on, None: all.
+    cores: that a training which runs alone holds, 0 where those are a worker's. alone: what it then costs in resource-seconds, over
+    what it costs on a worker's: the cores over how much faster it is.
     """
 
     per_clip: float
@@ -39,14 +45,18 @@ class Pace:
     scored: int
     batch: int
     factor: float = 1.0
+    drawn: int | None = None
+    cores: float = 0.0
+    alone: float = 1.0
 
     def seconds(self, macs: float, distill_steps: int, finetune_steps: int) -> float:
-        return self.rung(macs, [(distill_steps, finetune_steps)], 0)
+        return dataclasses.replace(self, drawn=None).rung(macs, [(distill_steps, finetune_steps)], 0)
 
     def rung(self, macs: float, lengths: Lengths, rung: int) -> float:
-        """Of the rung alone (from 0), whose distillation goes on from the one before."""
+        """Of a candidate's rung alone (from 0), whose distillation goes on from the one before."""
+        scored = self.scored if self.drawn is None else self.drawn
         distilled = lengths[rung - 1][0] if rung else 0
-        clips = (lengths[rung][0] - distilled + 2 * lengths[rung][1]) * self.batch + self.scored / 3
+        clips = (lengths[rung][0] - distilled + 2 * lengths[rung][1]) * self.batch + scored / 3
         return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
 
     def tested(self, macs: float) -> float:
@@ -69,7 +79,7 @@ class Pace:
         """With the median of seen over predicted seconds, pairs (seen, predicted by this pace without its factor)."""
         ratios = [actual / predicted for actual, predicted in seen]
         factor = statistics.median(ratios) if ratios else self.factor
-        return Pace(per_clip=self.per_clip, per_mac=self.per_mac, scored=self.scored, batch=self.batch, factor=factor)
+        return dataclasses.replace(self, factor=factor)
 
 
 def probe(context: Context, space: SearchSpace) -> Pace:
@@ -87,9 +97,39 @@ def probe(context: Context, space: SearchSpace) -> Pace:
         times.append(seconds)
     scale = np.array(times)[:, None]
     (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
-    splits = [context.corpus.rows("val", with_keyword=True), context.trials["val"].enrol, context.trials["val"].test]
-    scored = len(np.unique(np.concatenate(splits)))
-    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, batch=context.study.config.recipe.batch)
+    scored, drawn = (len(of.rows) for of in (whole(context.corpus, "val", context.trials["val"]), context.drawn))
+    batch = context.study.config.recipe.batch
+    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, drawn=drawn, batch=batch)
+
+
+def with_cores(context: Context, pace: Pace, most: int) -> Pace:
+    """With the cores, at most so many, that a training which runs alone does best to hold: see `best_cores`."""
+    student = build_student(context, context.teacher.architecture, "random", distilled=True)
+    before = torch.get_num_threads()
+
+    def seconds(cores: int) -> float:
+        torch.set_num_threads(cores)
+        started = time.monotonic()
+        next(train(context, student, _probe_task(PROBE_STEPS)))
+        torch.set_num_threads(before)
+        return time.monotonic() - started
+
+    cores, alone = best_cores(seconds, context.study.config.cpus, most)
+    return dataclasses.replace(pace, cores=float(cores), alone=alone) if cores else pace
+
+
+def best_cores(seconds: Callable[[int], float], cpus: float, most: int) -> tuple[int, float]:
+    """The most cores, doubled from a worker's on, at which a training takes no more than WORTH_CORES times the resource-seconds
+    that it takes on a worker's, and how many times; (0, 1) where those are none. seconds: of a training on so many cores."""
+    found, once, cores = (0, 1.0), 0.0, max(1, math.ceil(cpus))
+    while cores < most:
+        once = once or seconds(cores) * cpus
+        cores = min(2 * cores, most)
+        more = max(1.0, seconds(cores) * cores / once)
+        if more > WORTH_CORES:
+            break
+        found = (cores, more)
+    return found
 
 
 def _probe_task(steps: int) -> Task:

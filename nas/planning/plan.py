@@ -47,6 +47,7 @@ class Plan:
     tutor_steps: int = 0
     tutor_seconds: float = 0.0
     spared: float = 0.0
+    alone_cores: float = 0.0  # that the tutor and the shared student hold, 0: a worker's
 
     @property
     def full_steps(self) -> int:
@@ -104,7 +105,7 @@ class Costs:
         """Of the shared student, two updates a step of fine-tuning and one a step of distillation; its file may also be there."""
         is_there = named_file(self.config.warm_start) is not None
         updates = 2 * self.shared_steps(steps) + distilled_steps(self.shared_steps(steps))
-        return 0.0 if is_there else self.resources * self.pace.updates(self.sizes.sandwich, 3, updates)
+        return 0.0 if is_there else self.resources * self.pace.alone * self.pace.updates(self.sizes.sandwich, 3, updates)
 
     def candidate(self, steps: int) -> float:
         return self.expected(self.lengths(steps))
@@ -174,6 +175,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
         tutor_steps=tutor_steps,
         tutor_seconds=tutor_seconds,
         spared=sparing,
+        alone_cores=pace.cores,
     )
 
 
@@ -183,7 +185,7 @@ def tutoring(config: StudyConfig, left: float, resources: float, pace: Pace, siz
         return 0, 0.0
     most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
     lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
-    seconds = {steps: resources * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
+    seconds = {steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
     steps = max((steps for steps in seconds if seconds[steps] <= TUTOR_SHARE * left), default=0)
     return steps, seconds.get(steps, 0.0)
 

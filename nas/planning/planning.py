@@ -7,12 +7,13 @@ from contextlib import contextmanager
 import torch
 from rich.console import Console
 
-from nas.planning.pace import Pace, probe, sizes
+from nas.planning.pace import Pace, probe, sizes, with_cores
 from nas.planning.plan import FEWEST_MEMBERS, SEARCH_SHARE, Plan, make_plan
 from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
 from nas.study.config import Sampler, StudyConfig
 from nas.study.progress import progress
+from nas.worker import cluster
 from nas.worker.context import Context, space_of
 
 PLAN_FILE = "plan.json"
@@ -32,6 +33,8 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     space, on_driver = space_of(context), driver_resources(account.budget)
     with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):
         pace = probe(context, space)
+        if account.budget.resource == "cpu" and (config.recipe.tutor_weight or config.warm_start != "off"):
+            pace = with_cores(context, pace, min(cluster.cores_of_a_node(), round(on_driver)))
     plan = make_plan(config, account.budget, study.ledger.spent, pace, sizes(context, space))
     study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
     return plan, pace

@@ -1,6 +1,7 @@
 """Before a search: what can be seen wrong at once, then speech, teacher states, and a worker's share of a GPU."""
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ from trainers.speech.corpora import summaries
 from trainers.teacher.teacher import load_teacher
 
 PREPARED_FILE = "prepared.json"
+STATES_SHARE = 0.05  # of a budget, at most, for teacher states
+CALIBRATION_SHARE = 0.05  # of a budget, at most, for measuring the target
 BEFORE_SEARCH = CALIBRATION, PREPARATION, PROBE = "calibration", "preparation", "probe"  # purposes in the ledger
 
 
@@ -77,10 +80,12 @@ def check_target(config: StudyConfig) -> None:
 
 
 def prepare(study: Study, budget: Budget, console: Console) -> Context:
-    """Decodes the corpus, computes the teacher's states; charged, nothing done twice."""
+    """Decodes the corpus, computes the teacher's states, of no more windows than a small share of the budget pays for; charged,
+    nothing done twice."""
     on_driver = driver_resources(budget)
+    state_seconds = STATES_SHARE * budget.seconds / on_driver if on_driver else math.inf
     with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
-        context = open_context(study, tick)
+        context = open_context(study, tick, state_seconds)
     stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
     console.print(
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
@@ -121,8 +126,9 @@ def calibrate_target(context: Context, account: Account, console: Console) -> No
     """Finds what the target needs for a student, in its profile, or measured now, and charged; says which."""
     study = context.study
     if not is_prepared(study) or not is_of_this_machine(study_profile(study)):  # a study may go on elsewhere
+        seconds = CALIBRATION_SHARE * account.budget.seconds if account.core else None
         with study.ledger.timing(CALIBRATION, account.core), progress(console, "calibration") as tick:
-            prepare_device(study, context.teacher, tick)
+            prepare_device(study, context.teacher, tick, seconds)
     kind, target = context.device.latency_model.kind, context.target
     console.print(f"latency and memory on {target.name}: {kind}, {target.threads} thread, {target.precision}")
     profile = study_profile(study)

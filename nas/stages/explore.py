@@ -124,6 +124,7 @@ class Exploration:
             reduction=plan.reduction,
             done=candidate.rung,
             sharing=True,
+            draw=True,
         )
 
     def _refused(self, number: int, architecture: Architecture, reason: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from nas.planning.plan import Plan, named_file
 from nas.stages.finals import TUTOR
 from nas.study.budget import Account
+from nas.worker.cluster import cores_alone
 from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_alone, train_shared
 from trainers.learning.elastic import check_shared
@@ -33,9 +34,10 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         shutil.copy(source, path)
         return
     tutor = TUTOR if plan.tutor_steps else None
-    task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps, "tutor": tutor})
+    cores = cores_alone(plan.alone_cores)
+    task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps, "tutor": tutor, "cpus": cores or None})
     expected = plan.shared_seconds
-    report = run_alone(task, study.config, account, what=SPENT_ON, expected=expected, tick=tick, function=train_shared)
+    report = run_alone(task, study.config, account, what=SPENT_ON, expected=expected, tick=tick, cores=cores, function=train_shared)
     if "error" in report:
         raise ValueError(
             f"the shared student was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, "

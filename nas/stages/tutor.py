@@ -6,6 +6,7 @@ from nas.planning.plan import Plan
 from nas.stages.finals import TUTOR, Final
 from nas.stages.references import keep, kept_report
 from nas.study.budget import Account
+from nas.worker.cluster import cores_alone
 from nas.worker.context import Context
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_alone
@@ -22,7 +23,9 @@ def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable
     final = Final(name=TUTOR, role="tutor", architecture=architecture, start="teacher", distill_steps=0, finetune_steps=steps)
     if kept_report(context, final):
         return
-    report = run_alone(_task(context, final), study.config, account, what=TUTOR, expected=plan.tutor_seconds, tick=tick)
+    cores, expected = cores_alone(plan.alone_cores), plan.tutor_seconds
+    task = _task(context, final, cores)
+    report = run_alone(task, study.config, account, what=TUTOR, expected=expected, tick=tick, cores=cores)
     if "error" in report:
         raise ValueError(
             f"the tutor was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, a search whose "
@@ -31,7 +34,7 @@ def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable
     keep(context, final, report)
 
 
-def _task(context: Context, final: Final) -> str:
+def _task(context: Context, final: Final, cores: float) -> str:
     study = context.study
     return task_json(
         Task(
@@ -43,5 +46,6 @@ def _task(context: Context, final: Final) -> str:
             finetune_steps=final.finetune_steps,
             splits=("val",),
             seed=study.config.seed,
+            cpus=cores or None,
         )
     )

@@ -104,6 +104,17 @@ def workers(config: StudyConfig, budget: Budget) -> int:
     return int(possible)
 
 
+def cores_of_a_node() -> int:
+    """Of the only node; 1 on a cluster of several, where others may hold a core of each, and all of one would never come."""
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return int(nodes[0]) if len(nodes) == 1 else 1
+
+
+def cores_alone(planned: float) -> float:
+    """What a training that runs alone holds, 0: a worker's cores, where the study goes on with fewer than were planned."""
+    return planned if planned <= cores_of_a_node() else 0.0
+
+
 def account_of(study: Study, budget: Budget) -> Account:
     """What the study's trainings may spend here. Raises ValueError as `workers`."""
     at_once = workers(study.config, budget)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from trainers.importing.synthetic import speak_corpus
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import lesson_of
 from trainers.learning.precision import pick_device
-from trainers.learning.targets import Targets, prepare_targets
+from trainers.learning.targets import Targets, affordable_windows, prepare_targets
 from trainers.networks.baselines import counted_cost
 from trainers.networks.fitting import Lesson
 from trainers.networks.student import Student
+from trainers.scoring.draw import Scored, balanced_draw
 from trainers.speech.corpora import Corpus, check_trainable
 from trainers.speech.loading import load_corpus
 from trainers.speech.trial_lists import study_trials
@@ -60,13 +62,19 @@ class Context:
         return lesson_of(self.targets, self.study.config.recipe.fit_windows, pick_device())
 
     @functools.cached_property
+    def drawn(self) -> Scored:
+        """What candidates are scored on: the same of all."""
+        return balanced_draw(self.corpus, "val", self.trials["val"], self.target.window)
+
+    @functools.cached_property
     def device(self) -> Device:
         """What the target will need for a student."""
         return study_device(self.study, self.target)
 
 
-def open_context(study: Study, progress: Callable[[int, int], None] | None = None) -> Context:
-    """Decodes and computes what the cache lacks."""
+def open_context(study: Study, progress: Callable[[int, int], None] | None = None, state_seconds: float = math.inf) -> Context:
+    """Decodes and computes what the cache lacks. Where teacher states would take longer than `state_seconds`, the study, whose
+    configuration then says so, has fewer windows of them."""
     config = study.config
     cache, device = Path(config.cache), pick_device()
     target, teacher = load_target(config.target), load_teacher(config.teacher)
@@ -74,6 +82,13 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
     check_trainable(corpus)
     trials = study_trials([Path(path) for path in config.trials], corpus, config.seed)
     noise = load_corpus([Path(config.noise)], cache) if config.noise else None
+    if math.isfinite(state_seconds) and config.targets != "online":
+        limit, seed = config.target_windows, config.seed
+        windows = affordable_windows(
+            teacher, corpus, cache, window=target.window, limit=limit, seed=seed, seconds=state_seconds, device=device
+        )
+        study = study if windows == limit else study.changed(target_windows=windows)
+        config = study.config
     targets = prepare_targets(
         teacher,
         corpus,

@@ -32,6 +32,7 @@ from trainers.networks.baselines import BASELINE_RATE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, load_student, save_student
+from trainers.scoring.draw import whole
 from trainers.scoring.metrics import resampled
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scoring import score
@@ -47,7 +48,7 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
     part, of this process. An interrupted task goes on where it was. Raises FloatingPointError when training diverges.
     """
     context = context_of(task.study)
-    torch.set_num_threads(max(1, math.ceil(context.study.config.cpus)))
+    torch.set_num_threads(max(1, math.ceil(task.cpus or context.study.config.cpus)))
     torch.manual_seed(task.seed)
     watch = Stopwatch()
     for rung, tuned in enumerate(_students(context, task, watch), task.done + 1):
@@ -56,7 +57,8 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
         if rung == task.rungs:
             save_student(trained, folder)
         for split in task.splits:
-            outcome = score(trained, context.corpus, split, context.trials[split], context.target.window, pick_device())
+            scored = context.drawn if task.draw and split == "val" else whole(context.corpus, split, context.trials[split])
+            outcome = score(trained, context.corpus, scored, context.target.window, pick_device())
             if rung == task.rungs:
                 write_outcome(outcome, folder / f"outcome_{split}.npz")
             scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
@@ -91,7 +93,9 @@ def _students(context: Context, task: Task, watch: Stopwatch) -> Iterator[Studen
         yield load_student(context.study.weights_folder(task.source))
         return
     architecture = network_from_dict(json.loads(task.architecture))
-    yield from train(context, build_student(context, architecture, task.start, distilled=task.distill_steps > 0), task, watch)
+    student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
+    watch.part("building")
+    yield from train(context, student, task, watch)
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,11 +108,12 @@ def shared_student(folder: str) -> Elastic:
     return elastic.eval()
 
 
-def distil_shared(study: str, steps: int, tutor: str | None = None) -> None:
-    """Into the study folder; goes on where it was interrupted. It hears the batches that candidates will hear."""
+def distil_shared(study: str, steps: int, tutor: str | None = None, cpus: float | None = None) -> None:
+    """Into the study folder; goes on where it was interrupted. It hears the batches that candidates will hear. cpus: as
+    of `Task`."""
     context = context_of(study)
     config = context.study.config
-    torch.set_num_threads(max(1, math.ceil(config.cpus)))
+    torch.set_num_threads(max(1, math.ceil(cpus or config.cpus)))
     torch.manual_seed(config.seed)
     train_shared(
         new_elastic(context),
@@ -167,7 +172,8 @@ def make_student(
 
 
 def train(context: Context, student: Student, task: Task, watch: Stopwatch | None = None) -> Iterator[Student]:
-    """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made."""
+    """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made; at the
+    last one nothing goes on, and the student itself is."""
     device, watch = pick_device(), watch or Stopwatch()
     recipe = dataclasses.replace(context.study.config.recipe, **task.tuning)
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
@@ -194,7 +200,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
             if checkpoint and task.distilled:
                 checkpoint.write(student, optimizer, done)
         watch.part("distillation")
-        tuned = copy.deepcopy(student)
+        tuned = student if rung == task.rungs - 1 else copy.deepcopy(student)
         finetune(
             tuned,
             context.corpus,

@@ -27,6 +27,9 @@ class Task:
     tutor: name of the tuned teacher below `students/` that is asked for its answers.
     sharing: whether others hear the same batches, so that a node makes them once.
     source: name of a student below `students/` that is scored as it is, instead of a training.
+    cpus: that it may keep busy, where those are not the study's for a worker.
+    draw: whether validation scores are of the study's draw (`trainers.scoring.draw`), as a candidate's are, and not of the
+    whole split.
     """
 
     study: str
@@ -45,6 +48,8 @@ class Task:
     done: int = 0
     sharing: bool = False
     source: str | None = None
+    draw: bool = False
+    cpus: float | None = None
 
     def lengths(self) -> Lengths:
         return rung_lengths(self.distill_steps, self.finetune_steps, self.rungs, self.reduction)

@@ -1,5 +1,6 @@
 """Trainings as Ray runs them: what a worker does, and the driver's loop over many of them."""
 
+import dataclasses
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -119,12 +120,17 @@ def run_alone(
     what: str,
     expected: float,
     tick: Callable[[float, float], None],
+    cores: float = 0.0,
     function: Callable[[str], dict[str, Any]] = run_task,
 ) -> dict[str, Any]:
     """One training in a Ray worker, charged as `what`; returns its report. Raises ValueError when no worker comes.
 
-    tick: hears the resource-seconds that it has spent, and those that it is expected to spend."""
+    cores: that it holds and is charged for, 0: those of a worker. tick: hears the resource-seconds that it has spent, and those
+    that it is expected to spend.
+    """
     spent = 0.0
+    if cores:
+        config, account = dataclasses.replace(config, cpus=cores), dataclasses.replace(account, resources=cores)
 
     def charge(_: str, wall: float) -> None:
         nonlocal spent

@@ -1,16 +1,21 @@
 """What the search itself costs: a thousand candidates whose training is a table look-up, through real Ray, Optuna and MLflow.
 
 own: seconds a candidate in our searcher, scheduler, ledger, records and MLflow, in the driver; total: with Ray, on an idle machine.
+beside: CPU seconds of one real training beside its updates, scored on the draw and, as finals are, on all of validation.
 `make bench-overhead` runs it.
 """
 
 import argparse
 import json
 import os
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import torch
 
 import nas.stages.explore
 from nas.device.known import prepare_device
@@ -24,11 +29,14 @@ from nas.study.config import StudyConfig
 from nas.study.folder import create_study
 from nas.tracking.mirror import open_tracking
 from nas.worker import cluster
-from nas.worker.context import open_context, space_of
-from nas.worker.task import task_from_json
+from nas.worker.context import context_of, open_context, space_of
+from nas.worker.evaluate import evaluate
+from nas.worker.task import Task, task_from_json
+from search_spaces.space import RandomChooser
 from trainers.importing.synthetic import speak_corpus
 
 PAGE = os.sysconf("SC_PAGESIZE")
+MEMBERS = 4
 SETTLED = 0.2  # of the candidates, after which memory is compared
 
 
@@ -110,6 +118,35 @@ def run(folder: Path, candidates: int) -> dict[str, float]:
     }
 
 
+def beside(corpus: tuple[str, ...], trials: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """By part, of members of `edge` with an update of each kind: means. The first training, which opens what a worker keeps open,
+    is left out. With SRLNAS_PRECISION=float32, ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2
+    in the environment it imitates a processor that has no more than that."""
+    torch.set_num_threads(1)
+    study = create_study(StudyConfig(name="beside", space="edge", data=corpus, trials=trials, target_windows=512))
+    folder = str(study.folder.resolve())
+    context = context_of(folder)
+    space, chooser = space_of(context), RandomChooser(random.Random(0))
+    members = [space.smallest(context.teacher.geometry), *(space.architecture(chooser) for _ in range(MEMBERS))]
+    parts = {"draw": list[dict[str, float]](), "all": list[dict[str, float]]()}
+    for number, member in enumerate(members):
+        for name, found in parts.items():
+            task = Task(
+                study=folder,
+                name=f"{name}-{number}",
+                architecture=member.to_json(),
+                start="kept layers",
+                distill_steps=1,
+                finetune_steps=1,
+                splits=("val",),
+                seed=0,
+                draw=name == "draw",
+            )
+            (report,) = evaluate(task)
+            found.append(report["cpu_seconds"])
+    return {name: {part: fmean(one[part] for one in found[1:]) for part in found[0]} for name, found in parts.items()}
+
+
 def noted(sizes: list[tuple[int, float]]) -> Callable[[float, float], None]:
     def note(done: float, total: float) -> None:
         sizes.append((len(sizes), float(Path("/proc/self/statm").read_text().split()[1]) * PAGE))
@@ -119,12 +156,17 @@ def noted(sizes: list[tuple[int, float]]) -> Callable[[float, float], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--candidates", type=int, default=1000)
+    parser.add_argument("--candidates", type=int, default=1000, help="0: none, one training alone is timed")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="of the training; default: the embedded corpus")
+    parser.add_argument("--trials", type=Path, action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path("build/bench/overhead"))
     asked = parser.parse_args()
     out = asked.out.resolve() / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True)
-    found = run(out, asked.candidates)
+    data, trials = (tuple(str(path.resolve()) for path in paths) for paths in (asked.data, asked.trials))
+    found: dict[str, Any] = run(out, asked.candidates) if asked.candidates else {}
+    os.chdir(out)
+    found["beside"] = beside(data, trials)
     (out / "overhead.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

@@ -53,6 +53,28 @@ def test_marks_say_what_was_wrong() -> None:
     assert "imprecise" in marks(wild, 0.001, None)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_passes_are_marked_and_less_sure(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = passes(2.0, [1.0] * count), passes(2.0, [1.0] * 6)
+    assert "hurried" in marks(few, 0.01, None)
+    assert "hurried" not in marks(many, 0.01, None)
+    lowest, highest = interval(few)
+    monkeypatch.setattr(module, "WIDER", {})
+    low, high = interval(few)
+    assert 0 < lowest < low <= ratio(few) <= high < highest
+
+
+def test_no_pass_begins_when_the_time_is_over(reference: Path) -> None:
+    """A clock of a second a look: what is imprecise ends after two passes of each; without an end it goes on."""
+    ticking = iter(range(10**6))
+    options = {"window": WINDOW, "reference_ms": 4.0, "precision": 1e-9}
+    hurried = measure([reference, reference], reference, seconds=1.0, now=lambda: float(next(ticking)), **options)
+    assert [one.passes for one in hurried] == [2, 2]
+    assert all("hurried" in one.marks for one in hurried)
+    still = measure([reference], reference, seconds=1.0, now=lambda: 0.0, **options)
+    assert still[0].passes == module.MOST_PASSES
+
+
 def test_a_model_against_itself_is_one(reference: Path) -> None:
     one, two = measure([reference, reference], reference, window=WINDOW, reference_ms=4.0, precision=0.05)
     for result in (one, two):

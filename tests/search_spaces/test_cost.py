@@ -24,6 +24,7 @@ from search_spaces.architecture import (
     Heads,
 )
 from search_spaces.cost import LANES, cost
+from trainers.networks.log_mel import as_exported
 from trainers.networks.student import Student
 
 MINI_DIMS = (32, 64, 128, 128, 128, 128, 128)
@@ -110,7 +111,7 @@ def counted_params(model: torch.nn.Module) -> int:
 
 
 def counted_macs(model: torch.nn.Module, window: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), as_exported():
         model(window)
     return int(counter.get_total_flops()) // 2
 
@@ -252,7 +253,7 @@ def test_macs_by_kind(front_end: str, biased: bool) -> None:
     if biased:
         a, g = replace(a, width=192), geometry(**WAVLM)
     told, model = cost(a, g, 5, 16_080).macs, student(a, g, 5)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), as_exported():
         model(torch.zeros(1, 16_080))
     counts = {name.removeprefix("Student."): sum(by_op.values()) // 2 for name, by_op in counter.get_flop_counts().items()}
     mel = counts.get("encoder.front.mel", 0)

@@ -14,7 +14,7 @@ from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
 from trainers.learning.streams import DISTILLATION, Share, Stream, alone, distillation_stream
-from trainers.learning.targets import BATCH, Targets
+from trainers.learning.targets import Targets
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.fitting import Lesson, fit, listen, regress
 from trainers.networks.student import Student
@@ -49,10 +49,9 @@ def fit_student(student: Student, targets: Targets, lesson: Lesson, recipe: Reci
     device = lesson.audio.device
     encoder, teacher = student.to(device).encoder, targets.teacher.encoder.to(device)
     assert isinstance(encoder, SpeechEncoder), "a baseline inherits nothing"
-    fit(encoder, teacher, lesson, recipe.narrowing)
+    states = fit(encoder, teacher, lesson, recipe.narrowing)
     if not student.predicted_layers:
         return
-    states = [torch.cat(parts) for parts in zip(*(encoder(part) for part in torch.split(lesson.audio, BATCH)))]
     targeted = targets.batch(_fitting(targets, len(lesson.audio)), device)
     for layer, at, wanted in zip(student.predictions, student.predicting(len(states) - 1), targeted):
         assert isinstance(layer, nn.Linear)
@@ -60,7 +59,7 @@ def fit_student(student: Student, targets: Targets, lesson: Lesson, recipe: Reci
         layer.bias.zero_()
         steps = states[at].shape[1]
         wanted = F.pad(wanted, (0, 0, 0, steps * layer.out_features // wanted.shape[-1] - wanted.shape[1]))
-        regress(layer, states[at], wanted.reshape(len(wanted), steps, layer.out_features))
+        regress([layer], states[at], [wanted.reshape(len(wanted), steps, layer.out_features)])
 
 
 def warm_up(step: int, steps: int) -> float:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from search_spaces.architecture import Baseline, Geometry, mel_frames
 from search_spaces.cost import BYTES, Cost, mel_alive
 from trainers.networks.encoder import normalize
-from trainers.networks.log_mel import LogMel
+from trainers.networks.log_mel import LogMel, as_exported
 
 MEL_BINS = 40
 SUB_BANDS = 5
@@ -106,7 +106,7 @@ def counted_cost(model: nn.Module, baseline: Baseline, samples: int) -> Cost:
 
     weight_bytes has batch norm's statistics too. peak_activation_bytes is the log-mel's or the stem's.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), as_exported():
         model(torch.zeros(1, samples))
     params = sum(weight.numel() for weight in model.parameters())
     constants = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())

@@ -64,14 +64,15 @@ def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
 
 
 @torch.no_grad()
-def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowing: Narrowing = "importance") -> None:
+def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowing: Narrowing = "importance") -> list[Tensor]:
     """Overwrites the weights of a student that has inherited from its teacher by the same `narrowing`; norms, positions and all
     but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech. All is
-    on one device.
+    on one device. Returns what the student now computes on the lesson, as its `forward` does.
     """
     channels = kept_channels(student, teacher, narrowing)
     stride, sides = student.architecture.frame_stride, list(_all_halves(teacher))
     ours = _fit_front(student, lesson, channels)
+    states = [ours]
     for layer, number in zip(student.layers, student.architecture.kept_layers):
         assert isinstance(layer, Layer)
         first, source = 2 * (number - 1), teacher.layers[number - 1]
@@ -79,12 +80,17 @@ def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowin
         entering = [_entered(sides, lesson, at) for at in (first, first + 1)]
         if _is_whole(layer, source) and _is_same(ours, entering[0]):
             ours = layer(ours, None)
+            states.append(ours)
             continue
         halves = list(_halves(layer))
         kept = [_strongest(lesson.powers[first + i], half) for i, half in enumerate(halves)]
         inherit_layer(layer, source, channels, *kept)
         for half, side, x_btw, total, rows in zip(halves, sides[first:], entering, lesson.sums[first + 1 :], kept):
             ours = _fit_half(half, side, ours, x_btw, total.float(), rows, stride)
+        states.append(ours)
+    if student.geometry.norm_order == "pre":
+        states[-1] = student.norm(states[-1])
+    return states
 
 
 def _is_whole(layer: Layer, source: Layer) -> bool:
@@ -158,10 +164,9 @@ def _strongest(power: Tensor, half: _Half) -> Tensor:
 def _fit_half(half: _Half, side: _Half, ours: Tensor, theirs: Tensor, total: Tensor, rows: Tensor, stride: int) -> Tensor:
     """ours: (windows, steps, width); theirs, total: (windows, frames, teacher width), what enters the teacher's half and the sum
     that it makes; returns what leaves the student's."""
-    heard_btw = side.hear(theirs)
-    for reader, example in zip(half.readers, side.readers):
-        wanted = F.linear(heard_btw, example.weight[rows], None if example.bias is None else example.bias[rows])
-        regress(reader, half.hear(ours), strided(wanted, stride))
+    heard_bsw = strided(side.hear(theirs), stride)
+    wanted = [F.linear(heard_bsw, r.weight[rows], None if r.bias is None else r.bias[rows]) for r in side.readers]
+    regress(half.readers, half.hear(ours), wanted)
     gathered = half.gather(half.hear(ours))
     fit_writer(half.writer, ours, gathered, strided(total, stride))
     return half.leave(ours + half.writer(gathered))
@@ -202,7 +207,7 @@ def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tens
     else:
         heard = torch.cat([student.stacked(student.front_norm(student.front(part_bn, None))) for part_bn in parts])
         linear = student.projection
-    regress(linear, heard, strided(lesson.front.float()[..., channels], stride))
+    regress([linear], heard, [strided(lesson.front.float()[..., channels], stride)])
     made = linear(heard)
     if isinstance(student.front, WhisperFront):
         assert second.bias is not None
@@ -225,11 +230,14 @@ def strided(x_btw: Tensor, stride: int) -> Tensor:
     return torch.unflatten(even_btw, 1, (-1, stride)).mean(2)
 
 
-def regress(linear: nn.Linear, heard: Tensor, wanted: Tensor) -> None:
-    """Sets the map from `heard`, (..., inputs), to `wanted`, (..., outputs), by ridge regression around its own weights."""
-    x_ni, y_no = _rows(heard, linear.bias is not None), wanted.flatten(0, -2)
-    weight_io = _weights(linear)
-    _set(linear, weight_io + _solve(x_ni.T @ x_ni, x_ni.T @ (y_no - x_ni @ weight_io)))
+def regress(linears: Sequence[nn.Linear], heard: Tensor, wanted: Sequence[Tensor]) -> None:
+    """Sets each map from `heard`, (..., inputs), to its `wanted`, (..., outputs), by ridge regression around its own weights."""
+    x_ni, weights = _rows(heard), [_weights(linear) for linear in linears]
+    power_ii = x_ni.T @ x_ni
+    for linear, weight_io, y in zip(linears, weights, wanted, strict=True):
+        inputs = len(weight_io)  # the last row is of the bias, which not all have
+        missing_io = x_ni[:, :inputs].T @ (y.flatten(0, -2) - x_ni[:, :inputs] @ weight_io)
+        _set(linear, weight_io + _solve(power_ii[:inputs, :inputs], missing_io))
 
 
 def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tensor) -> None:
@@ -237,7 +245,8 @@ def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tens
     explains `wanted`, (..., teacher width), best. Every channel of the teacher counts alike, whatever its power."""
     y_nc, width = wanted.flatten(0, -2), stream.shape[-1]
     both_nz = torch.cat([stream.flatten(0, -2), _rows(gathered)], 1)
-    power_zz, cross_zc = both_nz.T @ both_nz, both_nz.T @ (y_nc / y_nc.std(0).clamp(min=SMALLEST_DEVIATION))
+    deviation_c = (y_nc - y_nc.mean(0)).square().mean(0).sqrt()  # `std` takes ten times as long
+    power_zz, cross_zc = both_nz.T @ both_nz, both_nz.T @ (y_nc / deviation_c.clamp(min=SMALLEST_DEVIATION))
     # the sum, with a column of ones, is `both` times this
     sum_zs = F.pad(torch.eye(width, device=stream.device), (0, 1, 0, len(power_zz) - width))
     sum_zs[-1, -1] = 1.0
@@ -253,10 +262,9 @@ def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tens
     _set(linear, sum_zs[width:, :width])
 
 
-def _rows(x: Tensor, has_bias: bool = True) -> Tensor:
-    """(..., inputs) -> (rows, inputs), with a column of ones for the bias."""
-    x_ni = x.flatten(0, -2)
-    return F.pad(x_ni, (0, 1), value=1.0) if has_bias else x_ni
+def _rows(x: Tensor) -> Tensor:
+    """(..., inputs) -> (rows, inputs + 1), with a column of ones for the bias."""
+    return F.pad(x.flatten(0, -2), (0, 1), value=1.0)
 
 
 def _weights(linear: nn.Linear) -> Tensor:

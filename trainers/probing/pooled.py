@@ -16,7 +16,8 @@ from torch import Tensor
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.encoder import SpeechEncoder, normalize
 from trainers.networks.log_mel import LogMel
-from trainers.scoring.scoring import BATCH, MOST_WINDOWS
+from trainers.scoring.draw import MOST_WINDOWS
+from trainers.scoring.scoring import BATCH
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher

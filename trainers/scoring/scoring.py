@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import Student
+from trainers.scoring.draw import MOST_WINDOWS, Scored
 from trainers.scoring.outcome import Outcome
 from trainers.speech.corpora import Corpus, Rows
 from trainers.speech.trials import Trials
 
 BATCH = 64
-MOST_WINDOWS = 20  # a clip is heard for 20 windows at most: longer ones tell a speaker no better
 
 
 @torch.inference_mode()
@@ -36,16 +36,15 @@ def hear(
     return logits / counts, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
-def score(student: Student, corpus: Corpus, split: str, trials: Trials, window: int, device: torch.device) -> Outcome:
-    """Hears each clip of the split that has a keyword or stands in a trial once, and sums up. A clip of any corpus may be taken for
-    any keyword of the student."""
-    keyword_rows = corpus.rows(split, with_keyword=True)
-    rows = np.unique(np.concatenate([keyword_rows, trials.enrol, trials.test]))
+def score(student: Student, corpus: Corpus, scored: Scored, window: int, device: torch.device) -> Outcome:
+    """Hears each clip that is scored or stands in a trial once, and sums up. A clip of any corpus may be taken for any keyword of
+    the student."""
+    trials, rows = scored.trials, scored.rows
     logits, embeddings = hear(student, corpus, rows, window, device)
-    said = np.array(student.keywords, object)[logits[np.searchsorted(rows, keyword_rows)].argmax(1)]
+    said = np.array(student.keywords, object)[logits[np.searchsorted(rows, scored.clips)].argmax(1)]
     enrol, test = np.searchsorted(rows, trials.enrol), np.searchsorted(rows, trials.test)
-    correct = np.asarray(said == corpus.keywords[keyword_rows], bool)
-    return outcome_of(corpus, keyword_rows, correct, trials, (embeddings[enrol] * embeddings[test]).sum(1))
+    correct = np.asarray(said == corpus.keywords[scored.clips], bool)
+    return outcome_of(corpus, scored.clips, correct, trials, (embeddings[enrol] * embeddings[test]).sum(1))
 
 
 def outcome_of(

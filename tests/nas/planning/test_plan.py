@@ -1,6 +1,7 @@
 """What a budget buys: predictions, the plan, the finalists' share, the choice of finalists."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.planning.admission import checked
-from nas.planning.pace import CUDA_BYTES, Pace, Sizes, gpu_share
+from nas.planning.pace import CUDA_BYTES, WORTH_CORES, Pace, Sizes, best_cores, gpu_share
 from nas.planning.plan import (
     FEWEST_STEPS,
     FEWEST_TUTOR,
@@ -212,3 +213,35 @@ def test_a_report_without_a_finite_objective_is_a_failure() -> None:
     for bad in ({**scores, "eer": float("nan")}, {"eer": 1.0}, {**scores, "latency_ms": float("inf")}):
         assert checked({"state": "complete", "scores": bad})["state"] == "failed"
     assert values_of(candidates(np.array([[1.0, 2.0, 3.0]]))[0].scores) == [1.0, 2.0, 3.0]
+
+
+@given(st.floats(0.0, 1.0), st.integers(1, 4), st.integers(1, 64))
+def test_a_training_alone_holds_cores_that_it_uses(serial: float, held: int, most: int) -> None:
+    """Amdahl's law: what part of an update no further core speeds up."""
+
+    def seconds(cores: int) -> float:
+        return serial + (1 - serial) / cores
+
+    cores, alone = best_cores(seconds, held, most)
+    if most <= held or seconds(min(2 * held, most)) * min(2 * held, most) > WORTH_CORES * seconds(held) * held:
+        assert (cores, alone) == (0, 1.0)
+    else:
+        assert held < cores <= most
+        assert alone == pytest.approx(max(1.0, cores * seconds(cores) / (held * seconds(held))))
+        assert alone <= WORTH_CORES
+
+
+def test_a_plan_pays_for_the_cores_of_what_trains_alone() -> None:
+    config, budget = StudyConfig(name="a", warm_start="on", finetune_steps=300), Budget(resource="cpu", seconds=40_000)
+    plans = [make_plan(config, budget, 0.0, pace, SIZES) for pace in (PACE, replace(PACE, cores=8.0, alone=1.25))]
+    assert [planned.alone_cores for planned in plans] == [0.0, 8.0]
+    assert plans[1].shared_seconds == pytest.approx(1.25 * plans[0].shared_seconds)
+    assert plans[1].tutor_seconds <= TUTOR_SHARE * 40_000
+
+
+def test_candidates_pay_for_the_clips_that_are_drawn_and_finals_for_all() -> None:
+    drawn = replace(PACE, drawn=100)
+    assert drawn.seconds(TYPICAL, 50, 50) == PACE.seconds(TYPICAL, 50, 50)
+    clips = PACE.scored - 100
+    saved = PACE.rungs(TYPICAL, [(50, 50)]) - drawn.rungs(TYPICAL, [(50, 50)])
+    assert saved == pytest.approx((PACE.per_clip + PACE.per_mac * TYPICAL) * clips / 3)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.learning.targets import Targets, cache_bytes, choose_windows, prepare_targets
+from trainers.learning.targets import Targets, affordable_windows, cache_bytes, choose_windows, prepare_targets
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
 
@@ -72,11 +72,73 @@ def test_each_corpus_teacher_window_and_list_has_its_own_cache(tiny_teacher: Tea
     prepared(tiny_teacher, tiny_corpus, tmp_path)
     prepared(dataclasses.replace(tiny_teacher, digest="other"), tiny_corpus, tmp_path)
     prepared(tiny_teacher, dataclasses.replace(tiny_corpus, digest="other"), tmp_path)
-    for changes in ({"window": 3280}, {"seed": 2}, {"limit": 39}):
+    for changes in ({"window": 3280}, {"seed": 2}):
         prepared(tiny_teacher, tiny_corpus, tmp_path, **changes)
-    assert len(cached_files(tmp_path)) == 6
+    assert len(cached_files(tmp_path)) == 5
     prepared(dataclasses.replace(tiny_teacher, name="by another path"), tiny_corpus, tmp_path)
-    assert len(cached_files(tmp_path)) == 6
+    assert len(cached_files(tmp_path)) == 5
+
+
+@settings(max_examples=4)
+@given(st.integers(1, 39))
+def test_a_larger_cache_serves_a_smaller_list_and_a_smaller_one_grows(
+    tiny_teacher: Teacher, tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory, limit: int
+) -> None:
+    told = list[tuple[int, int]]()
+    cache, other = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("cache")
+    small = prepared(tiny_teacher, tiny_corpus, cache, limit=limit)
+    grown = prepared(tiny_teacher, tiny_corpus, cache, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (40, 40)
+    assert told[0][0] == min(limit + 32, 40)  # what was there is not computed again
+    served = prepared(tiny_teacher, tiny_corpus, cache, limit=limit)
+    whole = prepared(tiny_teacher, tiny_corpus, other)
+    for ours, expected, count in ((grown, whole, 40), (served, small, limit)):
+        assert np.array_equal(ours.rows, expected.rows)
+        assert np.array_equal(ours.starts, expected.starts)
+        for state, wanted in zip(ours.batch(np.arange(count), CPU), expected.batch(np.arange(count), CPU), strict=True):
+            assert (state - wanted).norm() < 0.02 * wanted.norm()
+
+
+class Clock:
+    """Of a teacher that takes so many seconds a window: it goes on by a batch whenever it is read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.read = seconds, 0
+
+    def __call__(self) -> float:
+        self.read += 1
+        return 32 * self.seconds * self.read
+
+
+@pytest.mark.parametrize(
+    ("cached", "limit", "seconds", "windows"),
+    [
+        (0, 40, 1e9, 40),  # all that is wanted
+        (0, 40, 26.0, 26),  # what there is time for, in steps of 8
+        (0, 40, 1.0, 8),  # enough to be fitted on, in any case
+        (40, 40, 1.0, 40),  # what is there costs nothing
+        (24, 40, 26.0, 24),  # a budget a little larger hears the same
+        (16, 40, 26.0, 24),  # a larger one more
+        (24, 40, 1.0, 24),
+    ],
+)
+def test_states_are_of_no_more_windows_than_there_is_time_for(
+    tiny_teacher: Teacher,
+    tiny_corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cached: int,
+    limit: int,
+    seconds: float,
+    windows: int,
+) -> None:
+    monkeypatch.setattr("trainers.learning.targets.FEWEST", 8)
+    if cached:
+        prepared(tiny_teacher, tiny_corpus, tmp_path, limit=cached)
+    found = affordable_windows(
+        tiny_teacher, tiny_corpus, tmp_path, window=WINDOW, limit=limit, seed=1, seconds=seconds, device=CPU, now=Clock(1.0)
+    )
+    assert found == windows // 8 * 8
 
 
 def test_an_interrupted_cache_leaves_nothing_that_is_read(tiny_teacher: Teacher, tiny_corpus: Corpus, tmp_path: Path) -> None:

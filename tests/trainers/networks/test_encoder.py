@@ -1,6 +1,7 @@
 """The encoder: frames lie where HuBERT's lie, padding changes nothing, the log-mel is torchaudio's."""
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from search_spaces.architecture import MEL_BINS, Architecture, Geometry, frame_count
 from trainers.networks.encoder import Gate, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
-from trainers.networks.log_mel import LogMel
+from trainers.networks.log_mel import LogMel, as_exported
 
 GEOMETRY = Geometry(
     head_dim=8,
@@ -127,14 +128,16 @@ def test_the_order_of_rows_does_not_matter(stride: int) -> None:
 
 
 @settings(max_examples=15)
-@given(st.integers(400, 9000), st.sampled_from([1e-3, 0.1, 1.0, 30.0]))
-def test_the_log_mel_is_torchaudios(samples: int, loudness: float) -> None:
+@given(st.integers(400, 9000), st.sampled_from([1e-3, 0.1, 1.0, 30.0]), st.booleans())
+def test_the_log_mel_is_torchaudios(samples: int, loudness: float, is_exported: bool) -> None:
+    """In both of its ways: a library's transform, and the products that are exported."""
     audio = loudness * noise(2, samples)
     oracle = torchaudio.transforms.MelSpectrogram(
         16_000, n_fft=400, hop_length=160, f_min=20.0, f_max=7600.0, n_mels=MEL_BINS, center=False, power=2.0
     )
     expected = oracle(audio).clamp(min=1e-5).log().transpose(1, 2)
-    torch.testing.assert_close(LogMel()(audio), expected, atol=2e-3, rtol=1e-3)
+    with as_exported() if is_exported else nullcontext():
+        torch.testing.assert_close(LogMel()(audio), expected, atol=2e-3, rtol=1e-3)
 
 
 def test_the_log_mel_of_a_tone_peaks_in_its_band_and_silence_is_the_floor() -> None:

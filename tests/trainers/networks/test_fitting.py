@@ -56,7 +56,7 @@ def explained(student: SpeechEncoder, teacher: SpeechEncoder, audio: Tensor, lay
     half = len(audio) // 2
     readout = nn.Linear(state.shape[-1], wanted.shape[-1])
     readout.weight.zero_()
-    regress(readout, state[:half], wanted[:half])
+    regress([readout], state[:half], [wanted[:half]])
     error, rest = wanted[half:] - readout(state[half:]), wanted[half:]
     return float(1 - error.square().sum() / (rest - rest.mean((0, 1))).square().sum())
 
@@ -94,6 +94,14 @@ def test_fitting_explains_more_of_the_teacher(speech: Tensor, name: str, stride:
     assert after > before + 0.02
 
 
+@pytest.mark.parametrize("family", ["base", "large", "whisper"])
+def test_a_fit_returns_what_the_student_then_computes(teachers: dict[str, Teacher], family: str) -> None:
+    teacher, audio = teachers[family].encoder, noise(40, 0)
+    student = heir(teachers[family], kept_layers=(1, 3), heads=2, ffn_dims=32)
+    for state, expected in zip(fit(student, teacher, listen(teacher, audio)), student(audio), strict=True):
+        torch.testing.assert_close(state, expected.detach(), rtol=1e-3, atol=1e-3)
+
+
 def test_a_front_end_that_inherits_nothing_is_heard_through_its_projection(speech: Tensor) -> None:
     """Log-mels of a HuBERT's student: the convolutions stay random, what follows them is fitted."""
     teacher = load_teacher("mini-hubert")
@@ -129,7 +137,7 @@ def test_regression_finds_the_map_that_made_the_data(inputs: int, outputs: int, 
         wanted = true(heard)
         before = (linear(heard) - wanted).square().mean()
         for _ in range(3):  # a ridge pulls back to where it began
-            regress(linear, heard, wanted)
+            regress([linear], heard, [wanted])
         assert (linear(heard) - wanted).square().mean() < 1e-5 * before + 1e-9
 
 
@@ -143,6 +151,6 @@ def test_a_narrow_stream_carries_what_explains_most() -> None:
     with torch.no_grad():
         fit_writer(writer, stream, sources, wanted)
         back = nn.Linear(2, 6)
-        regress(back, stream + writer(sources), wanted)
+        regress([back], stream + writer(sources), [wanted])
         left = (back(stream + writer(sources)) - wanted).var() / wanted.var()
     assert left < 0.1

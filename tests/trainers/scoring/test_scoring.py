@@ -9,6 +9,7 @@ import torch
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import Student
+from trainers.scoring.draw import whole
 from trainers.scoring.metrics import rates, resampled
 from trainers.scoring.outcome import parts
 from trainers.scoring.scoring import hear, score
@@ -84,7 +85,7 @@ def test_hearing_is_in_evaluation_mode_and_in_any_order(student: Student, tiny_c
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_is_scored_by_its_own_clips(split: str, student: Student, tiny_corpus: Corpus) -> None:
     trials = make_trials(tiny_corpus, split, 0)
-    outcome = score(student, tiny_corpus, split, trials, WINDOW, CPU)
+    outcome = score(student, tiny_corpus, whole(tiny_corpus, split, trials), WINDOW, CPU)
     rows = tiny_corpus.rows(split, with_keyword=True)
     logits, _ = hear(student, tiny_corpus, rows, WINDOW, CPU)
     assert outcome.correct.tolist() == [KEYWORDS[i] == tiny_corpus.keywords[row] for row, i in zip(rows, logits.argmax(1))]
@@ -97,7 +98,7 @@ def test_a_split_is_scored_by_its_own_clips(split: str, student: Student, tiny_c
 
 def test_trials_are_cosines_of_their_clips_by_their_speakers(student: Student, tiny_corpus: Corpus) -> None:
     trials = make_trials(tiny_corpus, "test", 0)
-    outcome = score(student, tiny_corpus, "test", trials, WINDOW, CPU)
+    outcome = score(student, tiny_corpus, whole(tiny_corpus, "test", trials), WINDOW, CPU)
     _, voices = hear(student, tiny_corpus, tiny_corpus.rows(), WINDOW, CPU)
     np.testing.assert_allclose(outcome.trial_scores, (voices[trials.enrol] * voices[trials.test]).sum(1), atol=1e-5)
     assert np.array_equal(outcome.same, trials.same)
@@ -113,7 +114,7 @@ def test_each_clip_of_nobody_known_is_a_speaker_of_its_own(student: Student, tin
     speakers[rows[5]] = f"clip {rows[0]}"  # a name that looks like the number of a clip
     corpus = dataclasses.replace(tiny_corpus, speakers=speakers)
     trials = Trials(enrol=rows[[0, 6, 0]], test=rows[[1, 7, 6]], same=np.array([False, True, False]))
-    outcome = score(student, corpus, "test", trials, WINDOW, CPU)
+    outcome = score(student, corpus, whole(corpus, "test", trials), WINDOW, CPU)
     unknown = np.array([speakers[row] is None for row in rows])
     assert unknown.sum() == 5
     numbers = outcome.clip_speakers
@@ -133,7 +134,7 @@ def test_a_perfect_keyword_head_scores_all(student: Student, tiny_corpus: Corpus
     sure = Student(student.architecture, student.encoder.geometry, ("zero", "rise", "one"))
     for bias, expected in (([0.0, 99.0, 0.0], 1.0), ([99.0, 0.0, 0.0], 0.0)):
         sure.keyword_head.bias.data = torch.tensor(bias)
-        assert score(sure, corpus, "val", trials, WINDOW, CPU).correct.mean() == expected
+        assert score(sure, corpus, whole(corpus, "val", trials), WINDOW, CPU).correct.mean() == expected
 
 
 def in_two(corpus: Corpus) -> Corpus:
@@ -149,13 +150,13 @@ def in_two(corpus: Corpus) -> Corpus:
 def test_an_outcome_knows_of_which_corpus_clips_and_trials_are(student: Student, tiny_corpus: Corpus) -> None:
     both = in_two(tiny_corpus)
     trials = make_trials(both, "test", 0)
-    outcome = score(student, both, "test", trials, WINDOW, CPU)
+    outcome = score(student, both, whole(both, "test", trials), WINDOW, CPU)
     assert outcome.corpora.tolist() == ["a", "b"]
     rows = both.rows("test", with_keyword=True)
     assert np.array_equal(outcome.speaker_corpora[outcome.clip_speakers], both.corpus_numbers[rows])
     assert np.array_equal(outcome.speaker_corpora[outcome.enrol_speakers], both.corpus_numbers[trials.enrol])
     assert len(set(outcome.clip_speakers)) == 2 * 4  # three speakers and a stranger in each
-    alone = score(student, tiny_corpus, "test", make_trials(tiny_corpus, "test", 0), WINDOW, CPU)
+    alone = score(student, tiny_corpus, whole(tiny_corpus, "test", make_trials(tiny_corpus, "test", 0)), WINDOW, CPU)
     assert not len(alone.corpora)
     assert parts(outcome)["a"].correct.tolist() == alone.correct.tolist() == parts(outcome)["b"].correct.tolist()
     assert (parts(outcome)["a"].clip_speakers == alone.clip_speakers).all()
@@ -169,7 +170,7 @@ def test_clips_of_every_corpus_are_scored_against_all_keywords(student: Student,
     assert len(both.keyword_labels) == 6
     sure = Student(student.architecture, student.encoder.geometry, both.keyword_labels)
     sure.keyword_head.bias.data = torch.eye(6)[both.keyword_labels.index("rise-b")] * 99
-    found = resampled([score(sure, both, "val", make_trials(both, "val", 0), WINDOW, CPU)])
+    found = resampled([score(sure, both, whole(both, "val", make_trials(both, "val", 0)), WINDOW, CPU)])
     own = {name: rate["accuracy"].value for name, rate in found.by_corpus().items()}
     assert own["a"] == 0 and 30 < own["b"] < 40 and found.rates()[0].value == own["b"] / 2
 
@@ -179,6 +180,8 @@ def test_a_corpus_with_nobody_in_the_split_is_none_of_an_outcome(student: Studen
     splits = both.splits.copy()
     splits[both.corpus_numbers == 0] = "train"
     both = dataclasses.replace(both, splits=splits)
-    outcome = score(student, both, "val", make_trials(both, "val", 0), WINDOW, CPU)
+    outcome = score(student, both, whole(both, "val", make_trials(both, "val", 0)), WINDOW, CPU)
     assert not len(outcome.corpora)
-    assert rates(outcome) == rates(score(student, tiny_corpus, "val", make_trials(tiny_corpus, "val", 0), WINDOW, CPU))
+    assert rates(outcome) == rates(
+        score(student, tiny_corpus, whole(tiny_corpus, "val", make_trials(tiny_corpus, "val", 0)), WINDOW, CPU)
+    )
