@@ -67,7 +67,7 @@ def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float
         f"{in_words(wall)} to go\n{tutor}{shared}"
         f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
         f"{rungs}{share}\n"
-        f"  then {_end(plan)}\n"
+        f"  then {_end(plan, config)}\n"
         f"  {_why(plan, config)}"
     )
 
@@ -85,11 +85,13 @@ def _why(plan: Plan, config: StudyConfig) -> str:
     return f"{proposals}; no shared student, which would take {amount} more than it spares"
 
 
-def _end(plan: Plan) -> str:
+def _end(plan: Plan, config: StudyConfig) -> str:
     enough, amount = min(FEWEST_MEMBERS, plan.candidates), in_words(plan.final_seconds)
     members = f"at least {enough} members, or all that nothing else beats"
     if plan.candidates < FEWEST_MEMBERS:
-        members = f"at most {plan.candidates} members: the budget is too small for {FEWEST_MEMBERS}"
-    if plan.finalists < enough:
+        members = f"at most {plan.candidates} members"
+        if plan.candidates != config.candidates:
+            members += f", since the budget is too small for {FEWEST_MEMBERS}"
+    if plan.finalists < min(enough, config.finalists):
         return f"4 references in {amount}, and candidates as they were trained: {members}"
     return f"about {plan.finalists} finalists and 4 references in {amount}, as long as that allows: {members}"

@@ -50,7 +50,7 @@ def test_the_end_is_corrected_in_both_directions_and_only_where_it_is_off(tmp_pa
             "about 8 finalists and 4 references in 29.1 min, as long as that allows: at least 5 members",
         ),
         (5, "4 references in 2.8 min, and candidates as they were trained: at least 5 members, or all that nothing else beats"),
-        (2, "and candidates as they were trained: at most 3 members: the budget is too small for 5"),
+        (2, "and candidates as they were trained: at most 3 members, since the budget is too small for 5"),
     ],
 )
 def test_a_plan_says_how_many_members_its_budget_buys(tmp_path: Path, minutes: float, said: str) -> None:
