@@ -119,10 +119,10 @@ def test_a_reference_is_as_short_as_what_is_left_needs(choice: MakeChoice, left:
 
 
 def test_what_runs_takes_its_part_of_the_room(choice: MakeChoice) -> None:
-    made = choice(50.0)
+    made = choice(30.0)
     first, second = made._finalists([FRONT[0], FRONT[1]], 1000)
     record_final(study_of(made), first)
-    assert made.seconds(second) < 50.0 < made.seconds(first) + made.seconds(second)
+    assert made.seconds(second) < 30.0 < made.seconds(first) + made.seconds(second)
     assert made.begun(second, []) == second and made.begun(second, [(first, 1.0)]) is None
     assert made.begun(first, [(second, 1.0)]) == first  # a front cannot do without one
 
