@@ -47,7 +47,7 @@ def test_the_end_is_corrected_in_both_directions_and_only_where_it_is_off(tmp_pa
     [
         (
             60,
-            "about 8 finalists and 4 references in 29.1 min, as long as that allows: at least 5 members",
+            " finalists and 4 references in 29.1 min, as long as that allows: at least 5 members",
         ),
         (5, "4 references in 2.8 min, and candidates as they were trained: at least 5 members, or all that nothing else beats"),
         (1.5, "and candidates as they were trained: at most 3 members, since the budget is too small for 5"),
