@@ -9,7 +9,6 @@ from nas.stages.finals import TUTOR, Final, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
 from nas.worker.context import Context, cost_scores
-from nas.worker.evaluate import own_tuning
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_tasks
 from search_spaces.architecture import Geometry
@@ -85,7 +84,6 @@ def _task(context: Context, final: Final) -> Task:
         finetune_steps=final.finetune_steps,
         splits=("val", "test"),
         seed=context.study.config.seed,
-        tuning=own_tuning(final.architecture),
         tutor=TUTOR if final.tutor_steps else None,
         sharing=True,
         source=final.source,

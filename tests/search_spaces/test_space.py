@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import CATALOG, find_space, paper_student, published_students
 from search_spaces.cost import cost
-from search_spaces.space import Nearest, RandomChooser, Replay, SearchSpace
+from search_spaces.space import Mutation, Nearest, RandomChooser, Replay, SearchSpace, front_alone
 
 T = TypeVar("T", str, int)
 
@@ -62,6 +62,8 @@ SPACE = SearchSpace(
     ffn_dims=(8, 16, 24),
     kept_layers=((1,), (1, 2), (1, 6)),
 )
+WITH_BC = replace(SPACE, front_widths={"wave": (4,), "bc": (8, 64)}, kept_layers=((), *SPACE.kept_layers))
+BC_ALONE = replace(SPACE, front_widths={"bc": (8, 64)}, kept_layers=((),))
 
 
 class Digits:
@@ -91,6 +93,11 @@ def members(space: SearchSpace) -> Iterator[Architecture]:
         digits[-1] += 1
 
 
+def without_bc(space: SearchSpace) -> SearchSpace:
+    fronts = {front: widths for front, widths in space.front_widths.items() if front != "bc"}
+    return replace(space, front_widths=fronts, kept_layers=tuple(filter(None, space.kept_layers)))
+
+
 def spaces() -> list[Any]:
     return [pytest.param(CATALOG[name](*TEACHERS[of]), *TEACHERS[of], id=f"{name}-{of}") for name, of in product(CATALOG, TEACHERS)]
 
@@ -104,21 +111,55 @@ def test_size_is_the_number_of_members() -> None:
     assert len(found) == len(set(found)) == SPACE.size == 3 * 2 * 2 * (6 + 2 * 36)
 
 
+def test_no_two_members_without_layers_are_the_same() -> None:
+    found = list(members(WITH_BC))
+    assert len(found) == len(set(found)) == len({a.key for a in found}) == WITH_BC.size == 3 * 2 * 2 * (6 + 2 * 36) + 2
+    assert [a.front_width for a in found if not a.depth] == [8, 64]
+    assert list(members(BC_ALONE)) == [front_alone("bc", 8), front_alone("bc", 64)] and BC_ALONE.size == 2
+
+
+def test_what_does_not_matter_without_layers_is_not_asked() -> None:
+    assert Replay(front_alone("bc", 64)).answers == {"front_end": "bc", "bc.front_width": 64, "bc.depth": 0}
+    assert front_alone("bc", 64) not in SPACE and front_alone("bc", 16) not in WITH_BC
+
+
+def test_mutations_go_between_students_with_and_without_layers() -> None:
+    alone, source = front_alone("bc", 64), random.Random(0)
+    children = [WITH_BC.architecture(Mutation(alone, source)) for _ in range(300)]
+    layered = next(child for child in children if child.front_end == "wave")
+    assert all(child in WITH_BC for child in children) and {child.front_end for child in children} == {"wave", "bc"}
+    back = [WITH_BC.architecture(Mutation(layered, source)) for _ in range(300)]
+    assert any(not child.depth for child in back) and all(child in WITH_BC for child in back)
+    kept = [child.depth for child in back if child.front_end == "bc"]
+    assert kept.count(layered.depth) > len(kept) / 2  # another front end keeps what it can
+
+
+@pytest.mark.parametrize("space", [WITH_BC, BC_ALONE], ids=["with others", "alone"])
+def test_nearest_member_of_any_student(space: SearchSpace) -> None:
+    for member in members(space):
+        assert space.architecture(Nearest(member)) == member
+    for stranger in (MINI, front_alone("bc", 72)):
+        assert space.architecture(Nearest(stranger)) in space
+        assert SPACE.architecture(Nearest(stranger)) in SPACE
+
+
 def test_size_of_a_named_space() -> None:
     space = find_space("default", *TEACHERS["tiny"])
     assert len(set(members(space))) == space.size
 
 
-def test_every_member_replays_to_itself() -> None:
-    for architecture in members(SPACE):
-        assert SPACE.architecture(Replay(architecture)) == architecture
-        assert architecture in SPACE
+@pytest.mark.parametrize("space", [SPACE, WITH_BC, BC_ALONE])
+def test_every_member_replays_to_itself(space: SearchSpace) -> None:
+    for architecture in members(space):
+        assert space.architecture(Replay(architecture)) == architecture
+        assert architecture in space
 
 
-def test_extremes_bound_every_member() -> None:
-    counts = [weights(architecture, MINI_GEOMETRY) for architecture in members(SPACE)]
-    assert weights(SPACE.smallest(MINI_GEOMETRY), MINI_GEOMETRY) == min(counts)
-    assert weights(SPACE.largest(MINI_GEOMETRY), MINI_GEOMETRY) == max(counts)
+@pytest.mark.parametrize("space", [SPACE, WITH_BC, BC_ALONE])
+def test_extremes_bound_every_member(space: SearchSpace) -> None:
+    counts = [weights(architecture, MINI_GEOMETRY) for architecture in members(space)]
+    assert weights(space.smallest(MINI_GEOMETRY), MINI_GEOMETRY) == min(counts)
+    assert weights(space.largest(MINI_GEOMETRY), MINI_GEOMETRY) == max(counts)
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(CATALOG)), st.sampled_from(sorted(TEACHERS)))
@@ -144,11 +185,11 @@ def test_the_same_seed_gives_the_same_members() -> None:
 def test_an_optuna_trial_chooses_and_its_parameters_are_the_replays_answers() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
+    for _ in range(40):
         trial = study.ask()
-        architecture = SPACE.architecture(trial)
+        architecture = WITH_BC.architecture(trial)
         assert trial.params == Replay(architecture).answers
-        assert SPACE.architecture(optuna.trial.FixedTrial(trial.params)) == architecture
+        assert WITH_BC.architecture(optuna.trial.FixedTrial(trial.params)) == architecture
 
 
 def test_names_of_the_parameters() -> None:
@@ -156,9 +197,9 @@ def test_names_of_the_parameters() -> None:
     assert list(Replay(a).answers.items()) == [
         ("front_end", "mel"),
         ("mel.front_width", 6),
+        ("depth", 2),
         ("frame_stride", 1),
         ("width", 16),
-        ("depth", 2),
         ("depth2.kept_layers", "1-6"),
         ("layer1.heads", 1),
         ("layer1.ffn_dim", 8),
@@ -194,6 +235,7 @@ def test_a_stranger_is_refused_by_field(change: dict[str, Any], message: str) ->
         ({"front_widths": {}}, "the front ends are"),
         ({"kept_layers": ()}, "the depths are"),
         ({"kept_layers": ((1, 6), (1, 2))}, "the kept_layers of depth 2"),
+        ({"kept_layers": ((),)}, "the depths of wave"),
     ],
 )
 def test_a_space_of_empty_or_unordered_choices_is_refused(change: dict[str, Any], message: str) -> None:
@@ -203,24 +245,27 @@ def test_a_space_of_empty_or_unordered_choices_is_refused(change: dict[str, Any]
 
 @pytest.mark.parametrize(("space", "original", "geometry"), spaces())
 def test_nothing_in_a_named_space_exceeds_the_teacher(space: SearchSpace, original: Architecture, geometry: Geometry) -> None:
-    assert all(max(widths) <= original.front_width for widths in space.front_widths.values())
+    assert all(max(widths) <= original.front_width for front, widths in space.front_widths.items() if front != "bc")
     assert max(space.widths) <= original.width
     assert max(space.heads) <= original.heads[0]
     assert max(space.ffn_dims) <= original.ffn_dims[0]
-    assert max(map(max, space.kept_layers)) <= original.depth
+    assert max(map(max, filter(None, space.kept_layers))) <= original.depth
     assert all(width % geometry.position_groups == 0 for width in space.widths)
 
 
 @pytest.mark.parametrize("of", ["mini", "base", "large", "whisper"])
 def test_the_teacher_is_the_largest_of_the_default_space(of: str) -> None:
     original, geometry = TEACHERS[of]
-    assert find_space("default", original, geometry).largest(geometry) == original
+    space = find_space("default", original, geometry)
+    assert without_bc(space).largest(geometry) == original
+    largest = space.largest(geometry)  # its layers, maybe behind other convolutions than its own
+    assert replace(largest, front_end=original.front_end, front_width=original.front_width) == original
 
 
 def test_the_ends_of_a_whisper_s_space_have_the_most_and_the_fewest_steps() -> None:
     """Its convolution of stride 2 has the longer kernel, and so the more weights."""
     original, geometry = TEACHERS["whisper"]
-    space = find_space("edge", original, geometry)
+    space = without_bc(find_space("edge", original, geometry))
     smallest, largest = space.smallest(geometry), space.largest(geometry)
     assert (smallest.frame_stride, largest.frame_stride) == (2, 1)
     macs = [cost(corner, geometry, 12, 16_080).total_macs for corner in (*space.corners(0), *space.corners(-1))]
@@ -239,15 +284,17 @@ def test_the_default_space_holds_the_teacher_and_the_papers_student(of: str) -> 
 def test_bounds_of_the_default_space_of_the_bundled_teacher() -> None:
     space = find_space("default", MINI, MINI_GEOMETRY)
     assert space.size > 10**6
-    assert 80_000 < weights(space.smallest(MINI_GEOMETRY), MINI_GEOMETRY) < 120_000
+    assert space.smallest(MINI_GEOMETRY) == front_alone("bc", 32)
+    assert 80_000 < weights(without_bc(space).smallest(MINI_GEOMETRY), MINI_GEOMETRY) < 120_000
 
 
 @pytest.mark.parametrize("of", ["mini", "base", "large", "whisper"])
 def test_the_edge_space_is_small_whatever_the_teacher(of: str) -> None:
     original, geometry = TEACHERS[of]
     space = find_space("edge", original, geometry)
-    assert 60_000 < weights(space.smallest(geometry), geometry) < 120_000
-    assert weights(space.largest(geometry), geometry) < 2_000_000
+    assert 10_000 < weights(space.smallest(geometry), geometry) < 20_000
+    assert 60_000 < weights(without_bc(space).smallest(geometry), geometry) < 120_000
+    assert weights(space.largest(geometry), geometry) < 2_100_000
 
 
 def test_the_papers_student_has_the_teachers_convolutions_and_first_two_layers() -> None:
@@ -261,7 +308,15 @@ def test_the_papers_student_has_the_teachers_convolutions_and_first_two_layers()
 def test_students_of_a_whisper_hear_log_mels_alone() -> None:
     for name in CATALOG:
         space = find_space(name, *TEACHERS["whisper"])
-        assert tuple(space.front_widths) == ("mel",) and space.size > 50
+        assert "mel" in space.front_widths and "wave" not in space.front_widths and space.size > 50
+
+
+@pytest.mark.parametrize("of", TEACHERS)
+def test_broadcast_blocks_stand_in_the_named_spaces_with_layers_and_without(of: str) -> None:
+    for name, widths in (("edge", (32, 64, 96, 256)), ("default", (32, 48, 64, 96, 192, 256))):
+        space = find_space(name, *TEACHERS[of])
+        assert space.front_widths["bc"] == widths and all(front_alone("bc", width) in space for width in widths)
+    assert not any("bc" in find_space(name, *TEACHERS[of]).front_widths for name in ("paper", "edge-96"))
 
 
 def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
@@ -272,7 +327,7 @@ def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
 
 def test_of_three_layers_every_set_is_offered() -> None:
     kept = find_space("edge", *TEACHERS["whisper"]).kept_layers
-    assert " ".join("-".join(map(str, layers)) for layers in kept) == "1 2 3 1-2 1-3 2-3 1-2-3"
+    assert " ".join("-".join(map(str, layers)) for layers in kept if layers) == "1 2 3 1-2 1-3 2-3 1-2-3" and () in kept
 
 
 def test_an_unknown_name_is_refused() -> None:
