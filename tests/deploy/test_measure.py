@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_few_passes_are_marked_and_less_sure(count: int, monkeypatch: pytest.Mon
 def test_no_pass_begins_when_the_time_is_over(reference: Path) -> None:
     """A clock of a second a look: what is imprecise ends after two passes of each; without an end it goes on."""
     ticking = iter(range(10**6))
-    options = {"window": WINDOW, "reference_ms": 4.0, "precision": 1e-9}
+    options: dict[str, Any] = {"window": WINDOW, "reference_ms": 4.0, "precision": 1e-9}
     hurried = measure([reference, reference], reference, seconds=1.0, now=lambda: float(next(ticking)), **options)
     assert [one.passes for one in hurried] == [2, 2]
     assert all("hurried" in one.marks for one in hurried)

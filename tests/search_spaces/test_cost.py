@@ -146,7 +146,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def traced_peak(model: torch.nn.Module, window: Tensor) -> int:
     """Largest sum of bytes alive at one operation: the window, the model's results to the end, all else until its last reader."""
     trace = Trace()
-    with torch.inference_mode(), trace:
+    with torch.inference_mode(), trace, as_exported():
         results = model(window)
     constants = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), window)}
     first: dict[int, int] = {}
