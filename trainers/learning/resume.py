@@ -46,11 +46,12 @@ class Checkpoint:
         if position.get("of") != self.of:
             return 0
         try:
+            generators = _read_generators(self.path)
             read_state(self.path, model, optimizer, device)
-            _set_generators(self.path, device)
         except (ValueError, SafetensorError) as error:
             _pass_over(self.path, error)
             return 0
+        _set_generators(generators, device)
         return position["steps"]
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -143,8 +144,13 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_generators(path: Path, device: torch.device) -> None:
+def _read_generators(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
-        torch.set_rng_state(file.get_tensor(GENERATORS + "cpu"))
-        if device.type == "cuda" and GENERATORS + "cuda" in set(file.keys()):  # it may go on on another device
-            torch.cuda.set_rng_state(file.get_tensor(GENERATORS + "cuda"), device)
+        names = {GENERATORS + "cpu", *(name for name in file.keys() if name.startswith(GENERATORS))}
+        return {name.removeprefix(GENERATORS): file.get_tensor(name) for name in names}
+
+
+def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:  # it may go on on another device
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -139,11 +139,12 @@ def cut_in_half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def changed(path: Path, without: str = "", *, counted: bool = False, **about: int) -> None:
-    """Written again without the tensors of a name, with other facts."""
+def changed(path: Path, without: tuple[str, str] = ("", "-"), *, counted: bool = False, **about: int) -> None:
+    """Written again without the tensors of a kind and a part, with other facts."""
     with safe_open(path, "pt") as file:
         facts = {**file.metadata(), **{name: str(value) for name, value in about.items()}}
-    tensors = {name: value for name, value in load_file(path).items() if not without or not name.startswith(without)}
+    kind, part = without
+    tensors = {name: value for name, value in load_file(path).items() if not (name.startswith(kind) and part in name)}
     facts |= {"tensors": str(len(tensors))} if counted else {}
     save_file(tensors, path, metadata=facts)
 
@@ -153,10 +154,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is damaged"),
     "no checkpoint": (lambda path: path.write_bytes(b"x" * 5000), "is damaged"),
     "another version": (lambda path: changed(path, format=2), "is of version 2, this reads 1"),
-    "without a tensor": (lambda path: changed(path, "exp_avg.keyword_head"), "is damaged .[0-9]+ tensors of"),
-    "without a weight": (lambda path: changed(path, "model.keyword_head", counted=True), "is damaged .model.keyword_head"),
-    "without a moment": (lambda path: changed(path, "exp_avg.keyword_head", counted=True), "is damaged .exp_avg.keyword_head"),
-    "without the generator": (lambda path: changed(path, "generator", counted=True), "generator.cpu"),
+    "without a tensor": (lambda path: changed(path, ("exp_avg.", "keyword_head")), "is damaged .[0-9]+ tensors of"),
+    "without a weight": (lambda path: changed(path, ("model.", "keyword_head"), counted=True), "is damaged .model.*keyword_head"),
+    "without a moment": (
+        lambda path: changed(path, ("exp_avg.", "keyword_head"), counted=True),
+        "is damaged .exp_avg.*keyword_head",
+    ),
+    "without the generator": (lambda path: changed(path, ("generator.", "cpu"), counted=True), "generator.cpu"),
 }
 
 
