@@ -146,7 +146,8 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 def _read_generators(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
-        names = {GENERATORS + "cpu", *(name for name in file.keys() if name.startswith(GENERATORS))}
+        kept = set(file.keys())
+        names = {GENERATORS + "cpu", *(name for name in kept if name.startswith(GENERATORS))}
         return {name.removeprefix(GENERATORS): file.get_tensor(name) for name in names}
 
 

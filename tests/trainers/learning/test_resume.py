@@ -155,11 +155,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no checkpoint": (lambda path: path.write_bytes(b"x" * 5000), "is damaged"),
     "another version": (lambda path: changed(path, format=2), "is of version 2, this reads 1"),
     "without a tensor": (lambda path: changed(path, ("exp_avg.", "keyword_head")), "is damaged .[0-9]+ tensors of"),
-    "without a weight": (lambda path: changed(path, ("model.", "keyword_head"), counted=True), "is damaged .model.*keyword_head"),
-    "without a moment": (
-        lambda path: changed(path, ("exp_avg.", "keyword_head"), counted=True),
-        "is damaged .exp_avg.*keyword_head",
-    ),
+    "without a weight": (lambda path: changed(path, ("model.", "keyword"), counted=True), "is damaged .model.*keyword"),
+    "without a moment": (lambda path: changed(path, ("exp_avg.", "keyword"), counted=True), "is damaged .exp_avg.*keyword"),
     "without the generator": (lambda path: changed(path, ("generator.", "cpu"), counted=True), "generator.cpu"),
 }
 
