@@ -16,6 +16,7 @@ from nas.report.table import write_report
 from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise, train_finals
 from nas.stages.finalists import Choice
+from nas.stages.finals import read_finals
 from nas.stages.shared import prepare_shared
 from nas.stages.tutor import prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
@@ -24,6 +25,7 @@ from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
 from nas.worker.context import Context
+from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
 
@@ -40,11 +42,13 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
         with tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking:
             context = sized(prepare(study, budget, console), budget)
             try:
-                run(context, cluster.account_of(context.study, budget), tracking, console)
+                with watched(f"srlnas search --resume {config.name}"):
+                    run(context, cluster.account_of(context.study, budget), tracking, console)
             except KeyboardInterrupt:
                 write_report(context.study, build_front(context.study))
                 raise
             front = report(context, tracking)
+            check_any_final(context.study)
     shutil.rmtree(context.batches, ignore_errors=True)
     forget_all(study)
     return front
@@ -80,6 +84,17 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
             exploration.run(more=more)
     with progress(console, "further members", in_words) as tick:
         train_finals(choice, choice.as_trained(), tick)
+
+
+def check_any_final(study: Study) -> None:
+    """Raises ValueError, with a reason, when no finalist was trained."""
+    finalists = [final for final in read_finals(study) if final.role == "finalist"]
+    if not any(final.scores for final in finalists):
+        reason = next((f"{final.name}: {final.error}" for final in finalists if final.error), "the budget had no room")
+        raise ValueError(
+            f"no finalist of {len(finalists)} was trained; {reason}; the front of the candidates is in {study.folder}, and "
+            f"`srlnas search --resume {study.config.name}` tries again"
+        )
 
 
 def check_any_complete(study: Study) -> None:
