@@ -57,11 +57,15 @@ class Watch:
             f"`{self.command}` goes on from their checkpoints (Ray's logs are in {logs()})"
         )
 
+    def look(self) -> bool:
+        """Whether Ray of this command's own has died."""
+        dead = [kind for kind, _ in node().dead_processes() if kind in WITHOUT] if is_own() else []
+        self.gone = self.gone or (dead[0] if dead else "")
+        return bool(self.gone)
+
     def run(self) -> None:
         while not self.left.wait(LOOK):
-            dead = [kind for kind, _ in node().dead_processes() if kind in WITHOUT] if is_own() else []
-            if dead:
-                self.gone = dead[0]
+            if self.look():
                 _thread.interrupt_main()
                 self._end()
 
@@ -83,7 +87,7 @@ def watched(command: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if watch.gone:
+        if watch.look():
             raise ValueError(watch.said()) from error
         raise
     finally:

@@ -83,6 +83,8 @@ class Arrival:
                 self.lived = max(self.lived, float(opened.read() or 0.0))
         except FileNotFoundError:
             return self.began
+        except ValueError:  # torn, by a network's file system
+            pass
         if self.began is None:
             ago = min(BEAT, max(0.0, time.time() - self.file.stat().st_mtime))
             self.began = max(self.asked, time.monotonic() - ago - self.lived)
