@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320  # one 50 Hz frame
@@ -13,9 +13,15 @@ FRONT_STRIDES = (5, 2, 2, 2, 2, 2, 2)  # one frame every 320
 RECEPTIVE_FIELD = 400
 MEL_HOP = 160
 MEL_BINS = 80
+BC_BINS = 40  # BC-ResNet (arXiv 2106.04140): mel bins, bands of them with a norm of their own
+BC_BANDS = 5
+BC_UNIT = 32  # channels of its states at scale 1, of its first convolution there
+BC_STEM = 16
+BC_STAGES = ((8, 2, 1, 1), (12, 2, 2, 2), (16, 4, 2, 4), (20, 4, 1, 8))  # channels at scale 1, blocks, stride over mels, dilation
+BC_STEP = 8  # of a `bc` front's width: so that all of its stages have whole channels
 EMBEDDING_DIM = 128  # of a student's speaker head
 
-FrontEnd = Literal["wave", "mel"]
+FrontEnd = Literal["wave", "mel", "bc"]
 Family = Literal["hubert", "whisper"]
 FrontNorm = Literal["group", "layer", "none"]
 NormOrder = Literal["post", "pre"]
@@ -56,12 +62,15 @@ class _Json:
 class Architecture(_Json):
     """One student: what the search chooses.
 
-    front_end: `wave` (HuBERT's seven convolutions) or `mel` (log-mel and two convolutions).
-    front_width: channels of the front end's last convolution; of a Whisper's student, of its first (its last has the width).
+    front_end: `wave` (HuBERT's seven convolutions), `mel` (log-mel and two convolutions) or `bc` (log-mel and the broadcast
+        residual blocks of BC-ResNet).
+    front_width: channels of the front end's last convolution; of a Whisper's student of `mel`, of its first (its last has the
+        width). Of `bc` 32 times BC-ResNet's scale.
     frame_stride: 1 (the transformer sees 50 frames/s) or 2 (25 frames/s).
     width: channels of the transformer's residual stream.
     heads, ffn_dims: attention heads and feed-forward units of each layer.
-    kept_layers: the teacher layer (from 1) that each layer starts from.
+    kept_layers: the teacher layer (from 1) that each layer starts from. Behind `bc` there may be none: what the front end gives is
+        then the one state, with width its front_width and frame_stride 1.
     """
 
     front_end: FrontEnd
@@ -73,16 +82,20 @@ class Architecture(_Json):
     kept_layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.front_end not in ("wave", "mel"):
-            raise ValueError(f"front_end is {self.front_end!r}; allowed are 'wave' and 'mel'")
+        if self.front_end not in get_args(FrontEnd):
+            raise ValueError(f"front_end is {self.front_end!r}; allowed are 'wave', 'mel' and 'bc'")
         if self.frame_stride not in (1, 2):
             raise ValueError(f"frame_stride is {self.frame_stride}; allowed are 1 and 2")
-        if not len(self.heads) == len(self.ffn_dims) == len(self.kept_layers) > 0:
-            raise ValueError("heads, ffn_dims and kept_layers name one value a layer, and at least one layer")
+        if not len(self.heads) == len(self.ffn_dims) == len(self.kept_layers) >= (self.front_end != "bc"):
+            raise ValueError("heads, ffn_dims, kept_layers name one value a layer, and at least one layer unless front_end is 'bc'")
         if min(self.front_width, self.width, *self.heads, *self.ffn_dims, *self.kept_layers) < 1:
             raise ValueError("widths, heads, ffn_dims and kept_layers are positive")
         if any(a >= b for a, b in zip(self.kept_layers, self.kept_layers[1:])):
             raise ValueError(f"kept_layers {self.kept_layers} must rise")
+        if self.front_end == "bc" and self.front_width % BC_STEP:
+            raise ValueError(f"front_width is {self.front_width}; that of 'bc' is a multiple of {BC_STEP}")
+        if not self.kept_layers and (self.width, self.frame_stride) != (self.front_width, 1):
+            raise ValueError("without kept_layers the width is the front_width, and frame_stride is 1")
 
     @property
     def depth(self) -> int:
@@ -111,7 +124,7 @@ class Baseline(_Json):
     @property
     def width(self) -> int:
         """Channels of the states that the heads read."""
-        return 32 * self.scale
+        return BC_UNIT * self.scale
 
 
 Network = Architecture | Baseline
@@ -176,7 +189,7 @@ class Geometry(_Json):
         return frames
 
     def mel_frames(self, samples: int) -> int:
-        """Frames at 100 Hz of the log-mel of a mel front end."""
+        """Frames at 100 Hz of the log-mel of a front end."""
         return samples // MEL_HOP if self.family == "whisper" else mel_frames(samples)
 
     @property
@@ -186,7 +199,7 @@ class Geometry(_Json):
         return dataclasses.replace(self, relative_buckets=0, relative_distance=0)
 
     def front_dims(self, architecture: Architecture) -> tuple[int, ...]:
-        """Output channels of each convolution of the student's front end."""
+        """Output channels of each convolution of the student's front end `wave` or `mel`."""
         if self.family == "whisper":
             return (architecture.front_width, architecture.width)
         if architecture.front_end == "mel":

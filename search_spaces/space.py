@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, get_args
 
 from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, FrontEnd, Geometry
 from search_spaces.cost import cost
@@ -26,7 +26,8 @@ class SearchSpace:
 
     front_widths: the front ends, and the widths of each.
     heads, ffn_dims: chosen for each layer.
-    kept_layers: the allowed sets of teacher layers to start from; their lengths are the allowed depths.
+    kept_layers: the allowed sets of teacher layers to start from; their lengths are the allowed depths. None, (), is offered
+        behind `bc` alone.
     Raises ValueError when a field has no choice or its choices do not rise.
     """
 
@@ -43,6 +44,7 @@ class SearchSpace:
         choices: dict[str, tuple[Any, ...]] = {field: getattr(self, field) for field in fields}
         choices |= {f"front_widths of {front}": widths for front, widths in self.front_widths.items()}
         choices |= {"front ends": tuple(range(len(self.front_widths))), "depths": self.depths}
+        choices |= {f"depths of {front}": self.depths_of(front) for front in self.front_widths}
         choices |= {f"kept_layers of depth {depth}": self.layer_sets(depth) for depth in self.depths}
         for field, values in choices.items():
             if not values or any(a >= b for a, b in pairwise(values)):
@@ -52,25 +54,32 @@ class SearchSpace:
     def depths(self) -> tuple[int, ...]:
         return tuple(sorted({len(kept) for kept in self.kept_layers}))
 
+    def depths_of(self, front_end: FrontEnd) -> tuple[int, ...]:
+        """What a student with that front end may keep."""
+        return tuple(depth for depth in self.depths if depth or front_end == "bc")
+
     @property
     def size(self) -> int:
         """Number of architectures, exact."""
-        shared = sum(map(len, self.front_widths.values())) * len(self.frame_strides) * len(self.widths)
         layer = len(self.heads) * len(self.ffn_dims)
-        layers: int = sum(layer ** len(kept) for kept in self.kept_layers)
-        return shared * layers
+        layers: int = sum(layer ** len(kept) for kept in self.kept_layers if kept)
+        behind = len(self.frame_strides) * len(self.widths) * layers
+        return sum(len(widths) * (behind + (0 in self.depths_of(front))) for front, widths in self.front_widths.items())
 
     def architecture(self, chooser: Chooser) -> Architecture:
         """The member that `chooser` chooses; always the same questions after the same answers.
 
-        Parameters: front_end, wave.front_width or mel.front_width, frame_stride, width, depth, depth<d>.kept_layers (written
-        `1-2-6`), layer<i>.heads and layer<i>.ffn_dim. Raises ValueError when an answer is none of the choices.
+        Parameters: front_end, wave.front_width (or mel's, bc's), depth (bc.depth, which may be 0: nothing else is then asked),
+        frame_stride, width, depth<d>.kept_layers (written `1-2-6`), layer<i>.heads and layer<i>.ffn_dim. Raises ValueError when an
+        answer is none of the choices.
         """
         front_end = cast(FrontEnd, self._choose(chooser, "front_end", tuple(self.front_widths)))
         front_width = self._choose(chooser, f"{front_end}.front_width", self.front_widths[front_end])
+        depth = self._choose(chooser, depth_name(front_end), self.depths_of(front_end))
+        if not depth:
+            return front_alone(front_end, front_width)
         frame_stride = self._choose(chooser, "frame_stride", self.frame_strides)
         width = self._choose(chooser, "width", self.widths)
-        depth = self._choose(chooser, "depth", self.depths)
         kept = self._choose(chooser, f"depth{depth}.kept_layers", tuple(map(_dashed, self.layer_sets(depth))))
         layers = range(1, depth + 1)
         return Architecture(
@@ -98,8 +107,13 @@ class SearchSpace:
         return max(self.corners(-1), key=lambda corner: _size(corner, geometry))
 
     def corners(self, end: int) -> list[Architecture]:
-        """One for each front end and stride; the other fields at one end of their choices, 0 or -1."""
-        depth = self.depths[end]
+        """One for each front end and stride; the other fields at one end of their choices, 0 or -1. Where a front end may stand
+        alone, that too."""
+        kept = [kept for kept in self.kept_layers if kept]
+        alone = [front_alone(front, widths[end]) for front, widths in self.front_widths.items() if 0 in self.depths_of(front)]
+        if not kept:
+            return alone
+        depth = sorted(map(len, kept))[end]
         return [
             Architecture(
                 front_end=front_end,
@@ -111,7 +125,7 @@ class SearchSpace:
                 kept_layers=self.layer_sets(depth)[end],
             )
             for front_end, stride in product(self.front_widths, self.frame_strides)
-        ]
+        ] + alone
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of teacher layers that a student of that depth may keep."""
@@ -142,11 +156,11 @@ class Replay:
         self.answers: dict[str, str | int] = {
             "front_end": a.front_end,
             f"{a.front_end}.front_width": a.front_width,
-            "frame_stride": a.frame_stride,
-            "width": a.width,
-            "depth": a.depth,
-            f"depth{a.depth}.kept_layers": _dashed(a.kept_layers),
+            depth_name(a.front_end): a.depth,
         }
+        if a.depth:
+            kept = _dashed(a.kept_layers)
+            self.answers |= {"frame_stride": a.frame_stride, "width": a.width, f"depth{a.depth}.kept_layers": kept}
         for i, (heads, ffn_dim) in enumerate(zip(a.heads, a.ffn_dims, strict=True), 1):
             self.answers |= {f"layer{i}.heads": heads, f"layer{i}.ffn_dim": ffn_dim}
 
@@ -159,6 +173,7 @@ class Mutation(Replay):
 
     def __init__(self, architecture: Architecture, rng: random.Random) -> None:
         super().__init__(architecture)
+        self.answers |= {depth_name(front_end): architecture.depth for front_end in get_args(FrontEnd)}  # another one may follow
         self.random = rng
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -174,16 +189,28 @@ class Nearest(Replay):
         self.wanted = architecture
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        a, (layer, _, field) = self.wanted, name.partition(".")
+        a, (layer, _, field) = self.wanted, name.rpartition(".")
         if field == "kept_layers":
             return min(choices, key=lambda kept: sum(abs(int(x) - y) for x, y in zip(kept.split("-"), a.kept_layers)))
         if layer.startswith("layer"):
-            value = (a.heads if field == "heads" else a.ffn_dims)[min(int(layer[5:]), a.depth) - 1]
+            of_layers = a.heads if field == "heads" else a.ffn_dims
+            value = of_layers[min(int(layer[5:]), a.depth) - 1] if of_layers else choices[0]
         else:
-            value = a.front_width if field == "front_width" else getattr(a, name)
+            value = getattr(a, field)
         if isinstance(value, str):
             return value if value in choices else choices[0]
         return min(choices, key=lambda choice: abs(choice - value))
+
+
+def depth_name(front_end: FrontEnd) -> str:
+    """Of the parameter. A sampler needs one set of choices for each name, and `bc` has another set."""
+    return "bc.depth" if front_end == "bc" else "depth"
+
+
+def front_alone(front_end: FrontEnd, front_width: int) -> Architecture:
+    """Without any kept layer."""
+    none: dict[str, tuple[int, ...]] = {"heads": (), "ffn_dims": (), "kept_layers": ()}
+    return Architecture(front_end=front_end, front_width=front_width, frame_stride=1, width=front_width, **none)
 
 
 def _dashed(layers: tuple[int, ...]) -> str:

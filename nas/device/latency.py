@@ -18,12 +18,15 @@ from search_spaces.cost import Cost
 SURE = 1.96  # standard deviations in half of a measurement's 95 % interval
 
 # Of one count, in units of a multiply-accumulate of a large product; round figures. What is not a product moves numbers through
-# caches, a few operations each; `start` is what a runtime needs to begin its some 60 operations, `layer` those of one more.
+# caches, a few operations each; `start` is what a runtime needs to begin its some 60 operations, `layer` those of one more,
+# `block` those of one broadcast block.
 LATENCY_COSTS = {
     "start": 1.5e7,
     "layer": 1e6,
+    "block": 1e6,
     "mel": 4.0,
     "convs": 2.0,
+    "depthwise": 10.0,
     "front": 100.0,
     "positions": 3.0,
     "products": 1.0,
@@ -58,8 +61,10 @@ def latency_counts(cost: Cost) -> Array:
         [
             1.0,
             work["layers"],
+            work["blocks"],
             macs["mel"],
             cost.vector_macs["convs"],
+            cost.vector_macs["depthwise"],
             work["front"],
             cost.vector_macs["positions"],
             macs["projection"] + macs["qkvo"] + macs["ffn"] + macs["heads"],

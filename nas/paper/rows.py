@@ -19,7 +19,6 @@ from nas.paper.experiment import (
     slug,
 )
 from nas.worker.context import Context
-from nas.worker.evaluate import own_tuning
 from nas.worker.task import Start
 from search_spaces.architecture import Architecture, Baseline, Network
 from search_spaces.catalog import paper_student
@@ -102,8 +101,8 @@ class Rows:
     def _from_nothing(self, model: str, seed: int, network: Network) -> Row:
         """With as many updates as both trainings of a student; where a step of fine-tuning is one update, it hears more windows."""
         (distill, finetune), is_joint = self.steps, self.context.study.config.recipe.speaker_weight > 0
-        fields: dict[str, Any] = {"finetune_steps": finetune + distill // (1 if is_joint else 2), "tuning": own_tuning(network)}
-        return self._row(model, JOINT, seed, architecture=network, start="random", distill_steps=0, **fields)
+        steps = finetune + distill // (1 if is_joint else 2)
+        return self._row(model, JOINT, seed, architecture=network, start="random", distill_steps=0, finetune_steps=steps)
 
     def _row(self, model: str, variant: str, seed: int, **changed: Any) -> Row:
         """Of the teacher or a student as they are, but for what is changed."""

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nas.planning.pace import Pace
+from nas.planning.pace import Pace, training_macs
 from nas.planning.plan import SAFETY, Plan
 from nas.proposals.scheduler import Rungs
 from nas.study.budget import Account
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
-from nas.worker.context import Context, cost_of, cost_scores, tightest
+from nas.worker.context import Context, cost_scores, tightest
 from search_spaces.architecture import Architecture
 
 SPENT_ON = "candidates"
@@ -89,7 +89,7 @@ class Admission:
         return replace(candidate, state="stopped", error=f"the budget has no room for rung {candidate.rung + 1}")
 
     def _macs(self, architecture: Architecture) -> float:
-        return cost_of(self.context, architecture).total_macs
+        return training_macs(self.context, architecture)
 
     def _to_pay(self, candidate: Candidate, rungs: int) -> float:
         """Predicted resource-seconds of a candidate from the last rung that it finished up to `rungs`."""

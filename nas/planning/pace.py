@@ -79,7 +79,7 @@ def probe(context: Context, space: SearchSpace) -> Pace:
             started = time.monotonic()
             next(train(context, student, task))
         seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.recipe.batch)
-        rows.append([1.0, cost_of(context, architecture).total_macs])
+        rows.append([1.0, training_macs(context, architecture)])
         times.append(seconds)
     scale = np.array(times)[:, None]
     (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
@@ -93,10 +93,10 @@ def _probe_task(steps: int) -> Task:
 
 
 def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:
-    """Mean MACs of random members of the space."""
+    """Mean MACs of random members of the space, as `Pace` counts them."""
     chooser = RandomChooser(random.Random(seed))
     draws = [space.architecture(chooser) for _ in range(TYPICAL_DRAWS)]
-    return statistics.fmean(cost_of(context, architecture).total_macs for architecture in draws)
+    return statistics.fmean(training_macs(context, architecture) for architecture in draws)
 
 
 def measured_gpu_share(study: str) -> float:
@@ -126,7 +126,11 @@ class Sizes:
 
 def training_macs(context: Context, architecture: Network) -> float:
     """MACs as `Pace` counts them."""
-    return cost_of(context, architecture).total_macs * (DEPTHWISE if isinstance(architecture, Baseline) else 1.0)
+    counted = cost_of(context, architecture)
+    if isinstance(architecture, Baseline):
+        return DEPTHWISE * counted.total_macs
+    blocks = sum(counted.macs[kind] for kind in ("first_conv", "convs", "depthwise")) if architecture.front_end == "bc" else 0
+    return counted.total_macs + (DEPTHWISE - 1) * blocks
 
 
 def sizes(context: Context, space: SearchSpace) -> Sizes:

@@ -58,16 +58,21 @@ def most_promising(
 
 
 def features(architecture: Architecture, rung: int) -> list[float]:
-    """What errors depend on: sizes on a scale of ratios, the layers kept by their number and mean, and the rung."""
-    a = architecture
-    sizes = (a.front_width, a.frame_stride, a.width, a.depth, float(np.mean(a.heads)), float(np.mean(a.ffn_dims)))
-    return [float(a.front_end == "mel"), *np.log2(sizes), float(np.mean(a.kept_layers)), float(rung)]
+    """What errors depend on: sizes on a scale of ratios, the layers kept by their number and mean, and the rung. What a student
+    without layers lacks is not a number."""
+    a, lacks = architecture, float("nan")
+    of_layers = (a.frame_stride, a.width, np.mean(a.heads), np.mean(a.ffn_dims)) if a.depth else (lacks,) * 4
+    sizes = np.log2([a.front_width, a.depth or 0.5, *of_layers])  # half a layer: as far from one as one from two
+    kept = float(np.mean(a.kept_layers)) if a.depth else lacks
+    return [float(a.front_end == "mel"), float(a.front_end == "bc"), *sizes, kept, float(rung)]
 
 
 def to_unit(rows: Sequence[Sequence[float]]) -> Points:
-    """(rows, features), each feature from -1 to 1."""
+    """(rows, features), each feature from -1 to 1; what is not a number lies in the middle."""
     table = np.array(rows, float)
-    return np.asarray(2 * (table - table.min(0)) / np.where(np.ptp(table, 0) > 0, np.ptp(table, 0), 1.0) - 1)
+    low, high = np.fmin.reduce(table), np.fmax.reduce(table)
+    unit = 2 * (table - low) / np.where(high > low, high - low, 1.0) - 1
+    return np.where(np.isnan(unit), 0.0, unit)
 
 
 def posterior(rows: Points, values: Points, new: Points) -> tuple[Points, Points]:

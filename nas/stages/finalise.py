@@ -10,7 +10,6 @@ from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
 from nas.stages.tutor import TUTOR
 from nas.worker.context import Context, cost_scores
-from nas.worker.evaluate import own_tuning
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_tasks
 from search_spaces.architecture import Geometry
@@ -79,7 +78,6 @@ def _task(context: Context, final: Final) -> Task:
         finetune_steps=final.finetune_steps,
         splits=("val", "test"),
         seed=context.study.config.seed,
-        tuning=own_tuning(final.architecture),
         tutor=TUTOR if final.tutor_steps else None,
         sharing=True,
     )

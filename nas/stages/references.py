@@ -12,7 +12,6 @@ from typing import Any
 
 from nas.stages.finals import Final
 from nas.worker.context import Context
-from nas.worker.evaluate import own_tuning
 from trainers.speech.decoding import content_hash
 
 KEPT = ("teacher", "paper's student", "BC-ResNet", "tutor")
@@ -48,7 +47,7 @@ def _place(context: Context, final: Final) -> Path:
     files = [content_hash(Path(path), cache) for path in (*config.trials, config.noise) if path]
     if len(context.corpus.names) > 1:  # their names stand in the scores
         files += context.corpus.short_names
-    recipe = [asdict(config.recipe), own_tuning(final.architecture), final.distill_steps, final.finetune_steps, final.tutor_steps]
+    recipe = [asdict(config.recipe), final.distill_steps, final.finetune_steps, final.tutor_steps]
     data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
     what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipe, data]
     return cache / "references" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from nas.worker.context import SHARED_FILE, Context, context_of, cost_scores, sp
 from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
-from search_spaces.architecture import Architecture, Baseline, Network, network_from_dict
+from search_spaces.architecture import Architecture, Network, network_from_dict
 from trainers.learning.distill import distill, distiller, fit_student
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
@@ -28,7 +28,6 @@ from trainers.learning.sandwich import train_shared
 from trainers.learning.sharing import shared
 from trainers.learning.streams import Share, alone
 from trainers.learning.targets import FREE_SHARE
-from trainers.networks.baselines import BASELINE_RATE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, load_student, save_student
@@ -120,18 +119,13 @@ def new_elastic(context: Context) -> Elastic:
     return Elastic(space_of(context), context.teacher, context.study.config.recipe, context.corpus.keyword_labels)
 
 
-def own_tuning(network: Network) -> dict[str, Any]:
-    """What a network's training has of its own instead of the recipe's."""
-    return {"rate": BASELINE_RATE} if isinstance(network, Baseline) else {}
-
-
 def build_student(context: Context, architecture: Network, start: Start, *, distilled: bool) -> Student:
     recipe, keywords = context.study.config.recipe, context.corpus.keyword_labels
     if start == "shared student":
         assert isinstance(architecture, Architecture), "a baseline inherits nothing"
         return shared_student(str(context.study.folder.resolve())).extract(architecture)
     student = make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
-    if start == "kept layers" and recipe.fit_windows:
+    if start == "kept layers" and recipe.fit_windows and isinstance(architecture, Architecture) and architecture.depth:
         fit_student(student, context.targets, context.lesson, recipe)
     return student
 

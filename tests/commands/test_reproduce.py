@@ -207,7 +207,7 @@ def test_each_variant_of_the_teacher_has_its_own_setting_chosen_untested(folder:
         best = min(tried, key=lambda s: (0 if s["val_accuracy"] is None else -s["val_accuracy"]) + (s["val_eer"] or 0))
         assert rows["teacher", variant]["tuning"]["rate"] == best["rate"]
     assert rows["teacher", FROZEN]["tuning"]["rate"] == rows["teacher", JOINT]["tuning"]["rate"]
-    assert rows["BC-ResNet", JOINT]["tuning"]["rate"] == 4e-3 and "rate" not in rows["little", JOINT]["tuning"]
+    assert not any("rate" in rows[model, JOINT]["tuning"] for model in ("BC-ResNet", "little"))
     assert not list((folder / "studies/paper/students").glob("setting-*/outcome_test.npz"))
 
 

@@ -23,13 +23,15 @@ GEOMETRY = Geometry(
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
     sizes = st.integers(1, 5000)
-    kept = sorted(draw(st.sets(st.integers(1, 24), min_size=1, max_size=6)))
+    front_end = draw(st.sampled_from(("wave", "mel", "bc")))
+    kept = sorted(draw(st.sets(st.integers(1, 24), min_size=front_end != "bc", max_size=6)))
+    front_width = 8 * draw(sizes) if front_end == "bc" else draw(sizes)
     layer = st.lists(sizes, min_size=len(kept), max_size=len(kept)).map(tuple)
     return Architecture(
-        front_end=draw(st.sampled_from(("wave", "mel"))),
-        front_width=draw(sizes),
-        frame_stride=draw(st.sampled_from((1, 2))),
-        width=draw(sizes),
+        front_end=front_end,
+        front_width=front_width,
+        frame_stride=draw(st.sampled_from((1, 2))) if kept else 1,
+        width=draw(sizes) if kept else front_width,
         heads=draw(layer),
         ffn_dims=draw(layer),
         kept_layers=tuple(kept),
@@ -84,17 +86,24 @@ def test_students_drop_the_position_bias_and_nothing_else() -> None:
     assert GEOMETRY.of_students == GEOMETRY
 
 
+NONE: dict[str, object] = {"heads": (), "ffn_dims": (), "kept_layers": ()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"front_end": "raw"}, "'raw'; allowed are 'wave' and 'mel'"),
+        ({"front_end": "raw"}, "'raw'; allowed are 'wave', 'mel' and 'bc'"),
         ({"frame_stride": 3}, "frame_stride is 3; allowed are 1 and 2"),
         ({"heads": (1,)}, "one value a layer"),
-        ({"heads": (), "ffn_dims": (), "kept_layers": ()}, "at least one layer"),
+        (NONE, "at least one layer unless front_end is 'bc'"),
         ({"width": 0}, "positive"),
         ({"ffn_dims": (64, -1)}, "positive"),
         ({"kept_layers": (0, 1)}, "positive"),
         ({"kept_layers": (2, 2)}, r"\(2, 2\) must rise"),
+        ({"front_end": "bc", "front_width": 36}, "front_width is 36; that of 'bc' is a multiple of 8"),
+        ({"front_end": "bc", **NONE, "width": 24}, "frame_stride is 1"),
+        ({"front_end": "bc", **NONE, "frame_stride": 1}, "the width is the front_width"),
+        ({"front_end": "bc", **NONE, "heads": (1,)}, "one value a layer"),
     ],
 )
 def test_wrong_choices_are_refused(change: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import CATALOG, find_space, paper_student, published_students
 from search_spaces.cost import cost
-from search_spaces.space import Nearest, RandomChooser, Replay, SearchSpace
+from search_spaces.space import Mutation, Nearest, RandomChooser, Replay, SearchSpace, front_alone
 
 T = TypeVar("T", str, int)
 
@@ -62,6 +62,8 @@ SPACE = SearchSpace(
     ffn_dims=(8, 16, 24),
     kept_layers=((1,), (1, 2), (1, 6)),
 )
+WITH_BC = replace(SPACE, front_widths={"wave": (4,), "bc": (8, 64)}, kept_layers=((), *SPACE.kept_layers))
+BC_ALONE = replace(SPACE, front_widths={"bc": (8, 64)}, kept_layers=((),))
 
 
 class Digits:
@@ -104,21 +106,55 @@ def test_size_is_the_number_of_members() -> None:
     assert len(found) == len(set(found)) == SPACE.size == 3 * 2 * 2 * (6 + 2 * 36)
 
 
+def test_no_two_members_without_layers_are_the_same() -> None:
+    found = list(members(WITH_BC))
+    assert len(found) == len(set(found)) == len({a.key for a in found}) == WITH_BC.size == 3 * 2 * 2 * (6 + 2 * 36) + 2
+    assert [a.front_width for a in found if not a.depth] == [8, 64]
+    assert list(members(BC_ALONE)) == [front_alone("bc", 8), front_alone("bc", 64)] and BC_ALONE.size == 2
+
+
+def test_what_does_not_matter_without_layers_is_not_asked() -> None:
+    assert Replay(front_alone("bc", 64)).answers == {"front_end": "bc", "bc.front_width": 64, "bc.depth": 0}
+    assert front_alone("bc", 64) not in SPACE and front_alone("bc", 16) not in WITH_BC
+
+
+def test_mutations_go_between_students_with_and_without_layers() -> None:
+    alone, source = front_alone("bc", 64), random.Random(0)
+    children = [WITH_BC.architecture(Mutation(alone, source)) for _ in range(300)]
+    layered = next(child for child in children if child.front_end == "wave")
+    assert all(child in WITH_BC for child in children) and {child.front_end for child in children} == {"wave", "bc"}
+    back = [WITH_BC.architecture(Mutation(layered, source)) for _ in range(300)]
+    assert any(not child.depth for child in back) and all(child in WITH_BC for child in back)
+    kept = [child.depth for child in back if child.front_end == "bc"]
+    assert kept.count(layered.depth) > len(kept) / 2  # another front end keeps what it can
+
+
+@pytest.mark.parametrize("space", [WITH_BC, BC_ALONE], ids=["with others", "alone"])
+def test_nearest_member_of_any_student(space: SearchSpace) -> None:
+    for member in members(space):
+        assert space.architecture(Nearest(member)) == member
+    for stranger in (MINI, front_alone("bc", 72)):
+        assert space.architecture(Nearest(stranger)) in space
+        assert SPACE.architecture(Nearest(stranger)) in SPACE
+
+
 def test_size_of_a_named_space() -> None:
     space = find_space("default", *TEACHERS["tiny"])
     assert len(set(members(space))) == space.size
 
 
-def test_every_member_replays_to_itself() -> None:
-    for architecture in members(SPACE):
-        assert SPACE.architecture(Replay(architecture)) == architecture
-        assert architecture in SPACE
+@pytest.mark.parametrize("space", [SPACE, WITH_BC, BC_ALONE])
+def test_every_member_replays_to_itself(space: SearchSpace) -> None:
+    for architecture in members(space):
+        assert space.architecture(Replay(architecture)) == architecture
+        assert architecture in space
 
 
-def test_extremes_bound_every_member() -> None:
-    counts = [weights(architecture, MINI_GEOMETRY) for architecture in members(SPACE)]
-    assert weights(SPACE.smallest(MINI_GEOMETRY), MINI_GEOMETRY) == min(counts)
-    assert weights(SPACE.largest(MINI_GEOMETRY), MINI_GEOMETRY) == max(counts)
+@pytest.mark.parametrize("space", [SPACE, WITH_BC, BC_ALONE])
+def test_extremes_bound_every_member(space: SearchSpace) -> None:
+    counts = [weights(architecture, MINI_GEOMETRY) for architecture in members(space)]
+    assert weights(space.smallest(MINI_GEOMETRY), MINI_GEOMETRY) == min(counts)
+    assert weights(space.largest(MINI_GEOMETRY), MINI_GEOMETRY) == max(counts)
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(CATALOG)), st.sampled_from(sorted(TEACHERS)))
@@ -144,11 +180,11 @@ def test_the_same_seed_gives_the_same_members() -> None:
 def test_an_optuna_trial_chooses_and_its_parameters_are_the_replays_answers() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
+    for _ in range(40):
         trial = study.ask()
-        architecture = SPACE.architecture(trial)
+        architecture = WITH_BC.architecture(trial)
         assert trial.params == Replay(architecture).answers
-        assert SPACE.architecture(optuna.trial.FixedTrial(trial.params)) == architecture
+        assert WITH_BC.architecture(optuna.trial.FixedTrial(trial.params)) == architecture
 
 
 def test_names_of_the_parameters() -> None:
@@ -156,9 +192,9 @@ def test_names_of_the_parameters() -> None:
     assert list(Replay(a).answers.items()) == [
         ("front_end", "mel"),
         ("mel.front_width", 6),
+        ("depth", 2),
         ("frame_stride", 1),
         ("width", 16),
-        ("depth", 2),
         ("depth2.kept_layers", "1-6"),
         ("layer1.heads", 1),
         ("layer1.ffn_dim", 8),
@@ -194,6 +230,7 @@ def test_a_stranger_is_refused_by_field(change: dict[str, Any], message: str) ->
         ({"front_widths": {}}, "the front ends are"),
         ({"kept_layers": ()}, "the depths are"),
         ({"kept_layers": ((1, 6), (1, 2))}, "the kept_layers of depth 2"),
+        ({"kept_layers": ((),)}, "the depths of wave"),
     ],
 )
 def test_a_space_of_empty_or_unordered_choices_is_refused(change: dict[str, Any], message: str) -> None:

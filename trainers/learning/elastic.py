@@ -3,7 +3,8 @@
 As in once-for-all networks (Cai et al., arXiv 1908.09791) and LightHuBERT (Wang et al., arXiv 2203.15610) a member uses the first
 channels, heads and units, which are sorted by importance in the teacher, and exactly the layers that it keeps. Each front end has a
 stem of its own; what depends on the stride or the positional convolution's width, whose groups a prefix would cut across, is kept
-once for each. There are no elastic layers: a member is the ordinary student, its weights views of the shared ones.
+once for each. So are the statistics of batch norms of broadcast blocks, which depend on their width alone, and what reads blocks
+that have no layers above them. There are no elastic layers: a member is the ordinary student, its weights views of the shared ones.
 """
 
 import copy
@@ -18,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import BC_BINS, Architecture
 from search_spaces.space import SearchSpace
 from trainers.learning.distill import distiller
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import read_position, read_state
-from trainers.networks.encoder import PositionTable, SpeechEncoder, WaveFront
+from trainers.networks.encoder import BroadcastFront, PositionTable, SpeechEncoder, WaveFront
 from trainers.networks.inherit import inherit
 from trainers.networks.log_mel import LogMel, WhisperLogMel
 from trainers.networks.student import Student
@@ -35,25 +36,34 @@ class Elastic(nn.Module):
 
     def __init__(self, space: SearchSpace, teacher: Teacher, recipe: Recipe, keywords: tuple[str, ...]) -> None:
         super().__init__()
-        self.space, self.teacher, self.recipe, self.keywords, self.mel = space, teacher, recipe, keywords, LogMel()
+        self.space, self.teacher, self.recipe, self.keywords = space, teacher, recipe, keywords
         self.of_whisper = teacher.geometry.family == "whisper"
-        if self.of_whisper:
-            self.mel = WhisperLogMel(teacher.geometry.mel_bins)
+        mel = WhisperLogMel(teacher.geometry.mel_bins) if self.of_whisper else LogMel()
+        self.mels = nn.ModuleDict({"mel": mel, "bc": LogMel(BC_BINS)})
         self.shared, self.tables = nn.ParameterDict(), dict[int, PositionTable]()
+        self.statistics = nn.Module()
         for architecture in self._builders():
             student = self._student(architecture)
             assert isinstance(student.encoder, SpeechEncoder)
             inherit(student.encoder, teacher.encoder, "ranked")
-            if isinstance(table := student.encoder.positions, PositionTable):
+            if architecture.depth and isinstance(table := student.encoder.positions, PositionTable):
                 self.tables.setdefault(architecture.frame_stride, table)
             for name, value in student.named_parameters():
                 if (key := _key(name, architecture, self.of_whisper)) not in self.shared:
                     self.shared[key] = nn.Parameter(_spread(name, value.detach().clone(), student))
+        for width in space.front_widths.get("bc", ()):
+            front = BroadcastFront(width, teacher.geometry)
+            for name, buffer in front.named_buffers():
+                if not name.startswith("mel."):
+                    self.statistics.register_buffer(_statistic(width, name), buffer)
 
     def _builders(self) -> Iterator[Architecture]:
         """The widest student of all the teacher's layers for each front end and stride, then narrower ones for their positions."""
         depth = self.teacher.architecture.depth
         for corner in self.space.corners(-1):
+            if not corner.depth:
+                yield corner
+                continue
             whole = dataclasses.replace(
                 corner,
                 kept_layers=tuple(range(1, depth + 1)),
@@ -85,6 +95,15 @@ class Elastic(nn.Module):
             for name, parameter in shell.named_parameters()
         }
 
+    def _statistics(self, shell: Student) -> dict[str, Tensor]:
+        """Of a member's batch norms, by the names of its buffers; training changes them in place."""
+        assert isinstance(shell.encoder, SpeechEncoder)
+        if not isinstance(shell.encoder.front, BroadcastFront):
+            return {}
+        width, names = shell.encoder.architecture.front_width, dict(shell.encoder.front.named_buffers())
+        kept = [name for name in names if not name.startswith("mel.")]
+        return {f"encoder.front.{name}": self.statistics.get_buffer(_statistic(width, name)) for name in kept}
+
     def predict_teacher(self, architecture: Architecture, audio_bn: Tensor, frames: int) -> list[Tensor]:
         """(batch, samples) -> what the member predicts of each of the teacher's layers, (batch, frames, teacher width)."""
         predicted: list[Tensor] = self._call(architecture, "predict_teacher", audio_bn, frames)
@@ -100,16 +119,20 @@ class Elastic(nn.Module):
             shell = self._student(architecture)
         assert isinstance(shell.encoder, SpeechEncoder)
         if not isinstance(shell.encoder.front, WaveFront):
-            shell.encoder.front.mel = self.mel
+            mel = self.mels[architecture.front_end]
+            assert isinstance(mel, LogMel)
+            shell.encoder.front.mel = mel
         self._lend_table(shell.encoder)
         shell.norm = nn.BatchNorm1d(shell.speaker_head.in_features, affine=False, track_running_stats=False)
-        weights = {f"student.{name}": value for name, value in self.weights(shell).items()}
+        lent = {**self.weights(shell), **self._statistics(shell)}
+        weights = {f"student.{name}": value for name, value in lent.items()}
         return torch.func.functional_call(_Method(shell.train(self.training), method), weights, inputs)
 
     def _lend_table(self, encoder: SpeechEncoder) -> None:
         """Whisper's positions of the member's channels, which are the first."""
-        if isinstance(encoder.positions, PositionTable):
-            table = self.tables[encoder.architecture.frame_stride].to(self.mel.window.device).table
+        if encoder.architecture.depth and isinstance(encoder.positions, PositionTable):
+            device = next(iter(self.shared.values())).device
+            table = self.tables[encoder.architecture.frame_stride].to(device).table
             encoder.positions.table = table[:, : encoder.architecture.width]
 
     @torch.no_grad()
@@ -120,6 +143,8 @@ class Elastic(nn.Module):
         student = self._student(architecture)
         for name, value in self.weights(student).items():
             student.get_parameter(name).copy_(value)
+        for name, value in self._statistics(student).items():
+            student.get_buffer(name).copy_(value)
         assert isinstance(student.encoder, SpeechEncoder)
         self._lend_table(student.encoder)
         return copy.deepcopy(student)  # what was lent is then its own
@@ -136,10 +161,16 @@ class _Method(nn.Module):
         return getattr(self.student, self.method)(*inputs)
 
 
+def _statistic(width: int, name: str) -> str:
+    return f"{width}.{name}".replace(".", "/")
+
+
 def _key(name: str, a: Architecture, of_whisper: bool) -> str:
     """Where a student's parameter lies among the shared ones. A Whisper's second convolution has a kernel for each stride."""
     part, _, rest = name.removeprefix("encoder.").partition(".")
-    if name.startswith("encoder.front.convs.1.") and of_whisper:
+    if not a.depth and part != "front":
+        place = f"{a.front_end}/alone/{part}/{rest}"
+    elif a.front_end == "mel" and name.startswith("encoder.front.convs.1.") and of_whisper:
         place = f"{a.front_end}/{a.frame_stride}/{part}/{rest}"
     elif part in ("front", "front_norm"):
         place = f"{a.front_end}/{part}/{rest}"

@@ -50,6 +50,9 @@ class Tunable(Protocol):
     def to(self, device: torch.device) -> Any: ...
     def train(self) -> Any: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
+    def is_broadcast(self, name: str) -> bool:
+        """Whether a parameter belongs to broadcast blocks, or to what has nothing else beneath it."""
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
@@ -229,10 +232,11 @@ def _together(student: Tunable, *others: nn.Module | None) -> nn.ModuleDict:
 
 def _optimizer(student: Tunable, angular: AngularSoftmax, tutoring: Tutoring | None, recipe: Recipe) -> torch.optim.Optimizer:
     """Each group has its `highest` rate."""
-    front = {name for name, _ in student.named_parameters() if name.startswith("encoder.front") or "/front" in name}
-    groups = [[p for name, p in student.named_parameters() if (name in front) == is_front] for is_front in (True, False)]
-    rest = [*groups[1], *angular.parameters(), *(tutoring.parameters() if tutoring else ())]
-    rates = [recipe.rate * recipe.front_rate, recipe.rate]
-    return torch.optim.Adam(
-        [{"params": params, "highest": rate} for params, rate in zip((groups[0], rest), rates, strict=True)], fused=True
-    )
+    rates = {"front": recipe.rate * recipe.front_rate, "rest": recipe.rate, "broadcast": recipe.bc_rate}
+    groups = {name: list[nn.Parameter]() for name in rates}
+    for name, parameter in student.named_parameters():
+        is_front = name.startswith("encoder.front") or "/front" in name
+        groups["broadcast" if student.is_broadcast(name) else "front" if is_front else "rest"].append(parameter)
+    beside = "rest" if groups["rest"] else "broadcast"
+    groups[beside] += [*angular.parameters(), *(tutoring.parameters() if tutoring else ())]
+    return torch.optim.Adam([{"params": groups[name], "highest": rate} for name, rate in rates.items() if groups[name]], fused=True)

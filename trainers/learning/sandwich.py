@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import Architecture
-from search_spaces.space import SearchSpace
+from search_spaces.space import SearchSpace, front_alone
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import CLIP_NORM, distillation_loss, distiller, warm_up
 from trainers.learning.elastic import Elastic, identity, load_shared, number_of
@@ -155,6 +155,9 @@ class Sandwich(nn.Module):
         self.heard: Tensor  # batches; a buffer, so that a training goes on with the members that come next
         self.register_buffer("heard", torch.zeros((), dtype=torch.int64))
 
+    def is_broadcast(self, name: str) -> bool:
+        return name.startswith(("elastic.shared.bc/front/", "elastic.shared.bc/alone/"))
+
     def forward(self, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits and embeddings, (3 x batch, ...)."""
         members = sandwich(self.elastic.space, self.seed, int(self.heard))
@@ -177,10 +180,13 @@ def _member(space: SearchSpace, rng: random.Random, end: int | None) -> Architec
         return rng.choice(choices) if end is None else choices[end]
 
     front_end = rng.choice(tuple(space.front_widths))
-    kept = rng.choice(space.kept_layers)
+    kept = rng.choice([kept for kept in space.kept_layers if kept or front_end == "bc"])
+    front_width = size(space.front_widths[front_end])
+    if not kept:
+        return front_alone(front_end, front_width)
     return Architecture(
         front_end=front_end,
-        front_width=size(space.front_widths[front_end]),
+        front_width=front_width,
         frame_stride=rng.choice(space.frame_strides),
         width=size(space.widths),
         heads=tuple(size(space.heads) for _ in kept),

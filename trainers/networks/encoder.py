@@ -21,7 +21,8 @@ from search_spaces.architecture import (
     Architecture,
     Geometry,
 )
-from trainers.networks.log_mel import LogMel, WhisperLogMel
+from trainers.networks.broadcast import Broadcast
+from trainers.networks.log_mel import CENTRED, LogMel, WhisperLogMel
 
 AMX_CHANNELS = 16
 NORMALIZE_EPS = 1e-7  # the constant of transformers' Wav2Vec2FeatureExtractor
@@ -131,6 +132,23 @@ class MelFront(nn.Module):
                 lengths_b = (lengths_b - 1) // conv.stride[0] + 1
             x_btc = F.gelu(convolve(conv, x_btc))
         return x_btc
+
+
+class BroadcastFront(Broadcast):
+    """BC-ResNet's blocks at 50 frames/s: its last convolution over time takes every other frame of the log-mel, whose frame m lies
+    on sample 160 m + 200 where HuBERT's frame t lies on 320 t + 200. For a Whisper's students, whose frame t lies on 320 t, the
+    samples are reflected at the window's ends by half of the log-mel's window, as Whisper does."""
+
+    def __init__(self, width: int, geometry: Geometry) -> None:
+        super().__init__(width, stride=2)
+        self.is_centred = geometry.family == "whisper"
+
+    def forward(self, x_bn: Tensor, lengths_b: Tensor | None) -> Tensor:
+        """(batch, samples), normalised -> (batch, frames, front width)."""
+        if self.is_centred:
+            x_bn = F.pad(x_bn, CENTRED, "reflect")
+        frames = (x_bn.shape[-1] - RECEPTIVE_FIELD) // MEL_HOP + 1
+        return self.hear(x_bn, None if lengths_b is None else _valid((lengths_b - RECEPTIVE_FIELD) // MEL_HOP + 1, frames))
 
 
 class WhisperFront(nn.Module):
@@ -303,29 +321,28 @@ class SpeechEncoder(nn.Module):
     With the own architecture and weights of HuBERT, wav2vec 2.0, WavLM or Whisper the output equals transformers'. With
     frame_stride 2 two neighbouring frames are projected together and the positional convolution spans the same time with half the
     taps.
+    Without layers the front end's output is the one state: no projection, no positions, no norm.
     Raises ValueError when the width is not a multiple of the positional convolution's groups, or a Whisper's student has no mels.
     """
 
     def __init__(self, architecture: Architecture, geometry: Geometry) -> None:
         super().__init__()
         a, g = architecture, geometry
-        if a.width % g.position_groups:
+        if a.depth and a.width % g.position_groups:
             raise ValueError(f"width {a.width} is not a multiple of the {g.position_groups} groups of the positional convolution")
         self.architecture, self.geometry = a, g
-        self.front: WaveFront | MelFront | WhisperFront
+        self.front = _new_front(a, g)
         self.positions: Positions | PositionTable
-        if g.family == "whisper":
-            if a.front_end != "mel":
-                raise ValueError(f"a student of a Whisper encoder has the front end 'mel', not {a.front_end!r}")
-            self.front = WhisperFront(a, g)
-            self.positions = PositionTable(g.position_table, a.width, a.frame_stride)
-        else:
-            dims = g.front_dims(a)
-            self.front = WaveFront(dims, g) if a.front_end == "wave" else MelFront(dims)
+        if a.depth and not isinstance(self.front, WhisperFront):
             self.front_norm = nn.LayerNorm(a.front_width)
             self.projection = nn.Linear(a.front_width * a.frame_stride, a.width)
-            self.positions = Positions(a.width, g.position_kernel // a.frame_stride, g.position_groups)
-        self.norm = nn.LayerNorm(a.width)
+        if a.depth:
+            self.positions = (
+                PositionTable(g.position_table, a.width, a.frame_stride)
+                if g.family == "whisper"
+                else Positions(a.width, g.position_kernel // a.frame_stride, g.position_groups)
+            )
+            self.norm = nn.LayerNorm(a.width)
         self.layers = nn.ModuleList(Layer(a.width, h, f, g) for h, f in zip(a.heads, a.ffn_dims))
         self.relative: RelativePositions | None = None
         if g.relative_buckets:
@@ -341,12 +358,15 @@ class SpeechEncoder(nn.Module):
 
     def states(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> Iterator[Tensor]:
         """What `forward` returns, one by one: a state that nobody keeps need not stay in memory."""
-        if self.geometry.normalize_input:
-            x_bn = normalize(x_bn, None if lengths_b is None else _valid(lengths_b, x_bn.shape[-1]))
-        if isinstance(self.front, WhisperFront):
+        x_bn = self.heard(x_bn, lengths_b)
+        if self.geometry.family == "whisper":
             assert lengths_b is None, "Whisper has no mask"
             self.geometry.frames(x_bn.shape[-1])
+        if isinstance(self.front, WhisperFront):
             yield from self.transform(self.front(x_bn), None)
+            return
+        if not self.architecture.depth:
+            yield self.front(x_bn, lengths_b)
             return
         x_btc = self.front_norm(self.front(x_bn, lengths_b))
         stride = self.architecture.frame_stride
@@ -356,6 +376,12 @@ class SpeechEncoder(nn.Module):
             x_btc = x_btc * _valid(frames_b, x_btc.shape[1])[..., None]
             mask_bs = _valid((frames_b - 1) // stride + 1, (x_btc.shape[1] - 1) // stride + 1)
         yield from self.transform(self.projection(self.stacked(x_btc)), mask_bs)
+
+    def heard(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> Tensor:
+        """(batch, samples), as the front end takes them."""
+        if not (self.geometry.normalize_input or isinstance(self.front, BroadcastFront)):
+            return x_bn
+        return normalize(x_bn.float(), None if lengths_b is None else _valid(lengths_b, x_bn.shape[-1]))
 
     def stacked(self, x_btc: Tensor) -> Tensor:
         """(batch, frames, front width) -> (batch, steps, front width x frame_stride)."""
@@ -380,6 +406,17 @@ class SpeechEncoder(nn.Module):
             yield x_bsw
             x_bsw = layer(x_bsw, mask_b11s, bias_hss)
         yield self.norm(x_bsw) if pre else x_bsw
+
+
+def _new_front(a: Architecture, g: Geometry) -> WaveFront | MelFront | WhisperFront | BroadcastFront:
+    if a.front_end == "bc":
+        return BroadcastFront(a.front_width, g)
+    if g.family == "whisper":
+        if a.front_end != "mel":
+            raise ValueError(f"a student of a Whisper encoder has the front end 'mel' or 'bc', not {a.front_end!r}")
+        return WhisperFront(a, g)
+    dims = g.front_dims(a)
+    return WaveFront(dims, g) if a.front_end == "wave" else MelFront(dims)
 
 
 def _valid(lengths_b: Tensor, size: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.networks.encoder import Layer, SpeechEncoder, WhisperFront, convolve, normalize
+from trainers.networks.encoder import BroadcastFront, Layer, SpeechEncoder, WhisperFront, convolve
 from trainers.networks.inherit import Narrowing, inherit_layer, inside, kept_channels
 
 RIDGE = 1e-3  # of each input's power
@@ -50,7 +50,7 @@ class Lesson:
 def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
     """One lesson serves all students. audio_bn: (windows, samples), on the teacher's device. 256 windows of a second explain more
     of its layers than 128, and 512 a little more; a third of the frames of 512 windows explains less."""
-    heard = normalize(audio_bn) if teacher.geometry.normalize_input else audio_bn
+    heard = teacher.heard(audio_bn)
     front, x = _entering(teacher, heard)
     sums, powers = [x.half()], list[Tensor]()
     bias = None if teacher.relative is None else teacher.relative(x.shape[1])
@@ -65,10 +65,15 @@ def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
 
 @torch.no_grad()
 def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowing: Narrowing = "importance") -> None:
-    """Overwrites the weights of a student that has inherited from its teacher by the same `narrowing`; norms, positions and all
-    but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech. All is
-    on one device.
+    """Overwrites the weights of a student with layers that has inherited from its teacher by the same `narrowing`; norms, positions
+    and all but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech.
+    All is on one device.
     """
+    assert student.architecture.depth, "without layers there is nothing to fit"
+    was_training = student.training
+    if isinstance(student.front, BroadcastFront):
+        settle(student.front, torch.split(student.heard(lesson.audio), BATCH))
+    student.eval()
     channels = kept_channels(student, teacher, narrowing)
     stride, sides = student.architecture.frame_stride, list(_all_halves(teacher))
     ours = _fit_front(student, lesson, channels)
@@ -85,6 +90,23 @@ def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowin
         inherit_layer(layer, source, channels, *kept)
         for half, side, x_btw, total, rows in zip(halves, sides[first:], entering, lesson.sums[first + 1 :], kept):
             ours = _fit_half(half, side, ours, x_btw, total.float(), rows, stride)
+    student.train(was_training)
+
+
+def settle(front: BroadcastFront, parts: Sequence[Tensor]) -> None:
+    """Gives its batch norms the statistics of this speech, (windows, samples) each: what it will compute in training, but for what
+    dropout takes."""
+    front.eval()
+    norms = [module for module in front.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # a plain mean over the parts
+    for part_bn in parts:
+        front(part_bn, None)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def _is_whole(layer: Layer, source: Layer) -> bool:
@@ -190,8 +212,8 @@ def _entering(encoder: SpeechEncoder, audio_bn: Tensor) -> tuple[Tensor, Tensor]
 
 def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tensor:
     """The last convolution of a Whisper's student, the projection of others; what enters layer 1, (windows, steps, width)."""
-    audio = normalize(lesson.audio) if student.geometry.normalize_input else lesson.audio
-    parts, stride = torch.split(audio, BATCH), student.architecture.frame_stride
+    parts, stride = torch.split(student.heard(lesson.audio), BATCH), student.architecture.frame_stride
+    wanted = lesson.front.float()[..., channels]
     if isinstance(student.front, WhisperFront):
         first, second = student.front.convolutions
         heard = torch.cat([_taps(second, F.gelu(convolve(first, student.front.mel(part_bn)))) for part_bn in parts])
@@ -202,7 +224,8 @@ def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tens
     else:
         heard = torch.cat([student.stacked(student.front_norm(student.front(part_bn, None))) for part_bn in parts])
         linear = student.projection
-    regress(linear, heard, strided(lesson.front.float()[..., channels], stride))
+        wanted = F.gelu(wanted) if student.geometry.family == "whisper" else wanted  # which no activation follows here
+    regress(linear, heard, strided(wanted, stride))
     made = linear(heard)
     if isinstance(student.front, WhisperFront):
         assert second.bias is not None

@@ -37,13 +37,15 @@ Choose = Callable[
 
 @torch.no_grad()
 def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing = "importance") -> None:
-    """Overwrites the student's weights in place. What the teacher has no counterpart of (a HuBERT's of a mel front end) keeps its
-    random start; WavLM's relative position bias stays behind.
+    """Overwrites the student's weights in place. What the teacher has no counterpart of (broadcast blocks, a HuBERT's of a mel
+    front end) keeps its random start, as does all of a student without layers; WavLM's relative position bias stays behind.
 
     Raises ValueError when the student is wider somewhere than its teacher, or keeps a layer that the teacher lacks.
     """
     assert student.relative is None, "students have no relative position bias"
     a = student.architecture
+    if not a.depth:
+        return
     _check_fits(student, teacher)
     choose, channels = CHOICES[narrowing], kept_channels(student, teacher, narrowing)
     if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):

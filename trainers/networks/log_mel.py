@@ -14,6 +14,7 @@ from search_spaces.architecture import MEL_BINS, MEL_HOP, RECEPTIVE_FIELD, SAMPL
 
 SMALLEST_POWER = 1e-5  # floor under a mel power, about -50 dB of a unit-variance signal
 WHISPER_POWER = 1e-10
+CENTRED = (RECEPTIVE_FIELD // 2, RECEPTIVE_FIELD // 2 - MEL_HOP)  # samples reflected at either end: Whisper drops the last frame
 
 
 class LogMel(nn.Module):
@@ -92,7 +93,6 @@ class WhisperLogMel(LogMel):
 
     def forward(self, x_bn: Tensor) -> Tensor:
         """(batch, samples) -> (batch, samples / 160, mel bins)."""
-        half = RECEPTIVE_FIELD // 2
-        energies = self.energies(F.pad(x_bn, (half, half - MEL_HOP), "reflect"))  # Whisper drops the frame that would follow
+        energies = self.energies(F.pad(x_bn, CENTRED, "reflect"))
         log_btf = energies.clamp(min=WHISPER_POWER).log10()
         return (torch.maximum(log_btf, log_btf.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0

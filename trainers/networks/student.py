@@ -81,6 +81,13 @@ class Student(nn.Module):
     def architecture(self) -> Network:
         return self.encoder.architecture
 
+    def is_broadcast(self, name: str) -> bool:
+        """Whether a parameter belongs to broadcast blocks; without layers all do, the heads too."""
+        a = self.architecture
+        if isinstance(a, Architecture) and (a.front_end != "bc" or a.depth):
+            return a.front_end == "bc" and name.startswith("encoder.front.")
+        return True
+
     def predict_teacher(self, x_bn: Tensor, frames: int) -> list[Tensor]:
         """(batch, samples) -> for each predicted layer (batch, frames, target_width) at 50 frames/s."""
         states = self.encoder(x_bn)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 from nas.proposals.searcher import Hooks, StudySearcher
-from nas.proposals.surrogate import MARGIN, expected_improvement, modelled, most_promising, posterior
+from nas.proposals.surrogate import MARGIN, expected_improvement, features, modelled, most_promising, posterior, to_unit
 from nas.study.candidates import Candidate, State, values_of
 from nas.study.config import Sampler
 from nas.study.pareto import hypervolume
 from search_spaces.architecture import Architecture
-from search_spaces.space import Mutation, RandomChooser, SearchSpace
+from search_spaces.space import Mutation, RandomChooser, SearchSpace, front_alone
 
 SPACE = SearchSpace(
     name="sizes",
@@ -87,6 +87,18 @@ def test_nothing_without_a_score_is_modelled_and_the_furthest_trained_come_last(
     lost = Candidate(number=3, architecture=d, state="complete", rung=2, scores={"keyword_error": float("nan")})
     tried = [candidate(0, a, rung=2), candidate(1, b, state="stopped"), Candidate(number=2, architecture=c, state="failed"), lost]
     assert [c.number for c in modelled(tried)] == [1, 0]
+
+
+def test_students_without_layers_are_modelled_beside_the_others() -> None:
+    """What they lack says nothing of them, and does not push the others together."""
+    others, alone = members(10), [front_alone("bc", 16), front_alone("bc", 64)]
+    rows = to_unit([features(a, 1) for a in [*others, *alone]])
+    assert np.isfinite(rows).all() and np.abs(rows).max() <= 1 and len(np.unique(rows[-2:], axis=0)) == 2
+    units = [float(np.log2(np.mean(a.ffn_dims))) for a in others]
+    column = next(i for i, values in enumerate(zip(*(features(a, 1) for a in others), strict=True)) if list(values) == units)
+    assert np.ptp(rows[:10, column]) == pytest.approx(2.0) and not rows[10:, column].any()
+    scored = modelled([candidate(i, a) for i, a in enumerate([*others, alone[0]])])
+    assert most_promising([*members(20, seed=1), alone[1]], [], scored, latency, equally_long)
 
 
 def test_what_runs_is_not_proposed_again_in_another_guise() -> None:

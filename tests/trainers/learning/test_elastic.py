@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import BatchNorm2d
 
 from search_spaces.architecture import Architecture, frame_count
-from search_spaces.space import RandomChooser, SearchSpace
+from search_spaces.space import RandomChooser, SearchSpace, front_alone
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import update
 from trainers.learning.elastic import Elastic, load_shared
@@ -23,7 +24,7 @@ from trainers.learning.resume import read_position
 from trainers.learning.sandwich import Sandwich, distill_shared, distilled_steps, sandwich, train_shared
 from trainers.learning.streams import keyword_stream
 from trainers.learning.targets import Targets, prepare_targets
-from trainers.networks.encoder import Layer
+from trainers.networks.encoder import BroadcastFront, Layer
 from trainers.networks.inherit import stream_importance
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
@@ -32,12 +33,12 @@ CPU = torch.device("cpu")
 WINDOW = 4880
 SPACE = SearchSpace(
     name="little",
-    front_widths={"wave": (8, 16), "mel": (8, 16)},
+    front_widths={"wave": (8, 16), "mel": (8, 16), "bc": (8, 24)},
     frame_strides=(1, 2),
     widths=(16, 24, 32),
     heads=(1, 2),
     ffn_dims=(16, 32),
-    kept_layers=((1,), (2,), (1, 3), (1, 2, 3)),
+    kept_layers=((), (1,), (2,), (1, 3), (1, 2, 3)),
 )
 RECIPE = Recipe(batch=4, distill_rate=3e-3)
 WORDS = ("fall", "flat", "rise")
@@ -84,7 +85,7 @@ def test_what_is_extracted_computes_what_the_shared_student_does(
 @given(st.integers(0, 10**6))
 def test_a_whisper_s_members_too(tiny_whisper: Teacher, seed: int) -> None:
     """Each stride has a convolution and positions of its own, of which a member has the first channels."""
-    space = dataclasses.replace(SPACE, front_widths={"mel": (8, 16)})
+    space = dataclasses.replace(SPACE, front_widths={"mel": (8, 16), "bc": (8, 24)})
     elastic, audio = Elastic(space, tiny_whisper, RECIPE, WORDS).eval(), 0.1 * torch.randn(2, WINDOW)
     student = elastic.extract(space.architecture(RandomChooser(random.Random(seed)))).eval()
     student.norm.train()
@@ -207,7 +208,7 @@ def test_an_interrupted_tuning_goes_on_exactly(
 
 
 def test_a_step_trains_both_ends_and_a_random_member() -> None:
-    space = dataclasses.replace(SPACE, front_widths={"wave": (8,), "mel": (8, 12, 16)})
+    space = dataclasses.replace(SPACE, front_widths={"wave": (8,), "mel": (8, 12, 16)}, kept_layers=SPACE.kept_layers[1:])
     seen = [sandwich(space, 0, step) for step in range(600)]
     for place, end in ((0, -1), (1, 0)):
         for member in (step[place] for step in seen):
@@ -223,6 +224,47 @@ def test_a_step_trains_both_ends_and_a_random_member() -> None:
             assert Counter(getattr(m, field) for m in drawn) == pytest.approx({k: 600 * s for k, s in shares.items()}, abs=60)
     assert len({step[2].key for step in seen}) > 200 and all(member in space for step in seen for member in step)
     assert seen == [sandwich(space, 0, step) for step in range(600)]
+
+
+def test_students_without_layers_are_trained_behind_broadcast_blocks_alone() -> None:
+    seen = [member for step in range(600) for member in sandwich(SPACE, 0, step)]
+    alone = [member for member in seen if not member.depth]
+    assert {member.front_end for member in alone} == {"bc"} and all(member in SPACE for member in seen)
+    assert len(alone) == pytest.approx(1800 / 3 / len(SPACE.kept_layers), abs=40)
+    assert {member.front_width for member in alone} == {8, 24}
+
+
+def test_each_width_of_broadcast_blocks_has_statistics_of_its_own(tiny_teacher: Teacher, targets: Targets, tmp_path: Path) -> None:
+    """Which training changes, a file keeps, and a member takes with it."""
+    torch.manual_seed(0)
+    elastic, audio, frames = Elastic(SPACE, tiny_teacher, RECIPE, WORDS).train(), torch.randn(4, WINDOW), frame_count(WINDOW)
+    before = {name: value.clone() for name, value in elastic.statistics.named_buffers()}
+    elastic.predict_teacher(front_alone("bc", 8), audio, frames)
+    changed = {name for name, value in elastic.statistics.named_buffers() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("8/")}
+    path = tmp_path / "shared.safetensors"
+    distill_shared(elastic, targets, steps=4, augment=Augmentation(), seed=0, device=CPU, path=path)
+    again = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
+    load_shared(again, path, CPU)
+    trained = dict(elastic.statistics.named_buffers())
+    assert all(torch.equal(value, trained[name]) for name, value in again.statistics.named_buffers())
+    for member in (front_alone("bc", 24), dataclasses.replace(SPACE.corners(0)[0], front_end="bc", front_width=24)):
+        front = again.extract(member).encoder.front
+        assert isinstance(front, BroadcastFront)
+        stem = front.stem[1]
+        assert isinstance(stem, BatchNorm2d) and stem.running_mean is not None
+        assert torch.equal(stem.running_mean, trained["24/stem/1/running_mean"])
+        again.statistics.get_buffer("24/stem/1/running_mean").add_(1)
+        assert not torch.equal(stem.running_mean, again.statistics.get_buffer("24/stem/1/running_mean"))  # it shares no memory
+        again.statistics.get_buffer("24/stem/1/running_mean").sub_(1)
+
+
+def test_the_weights_of_narrow_broadcast_blocks_are_a_part_of_the_wide_ones(tiny_teacher: Teacher) -> None:
+    elastic = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
+    narrow, wide = (dict(elastic.extract(front_alone("bc", width)).named_parameters()) for width in (8, 24))
+    for name, weight in narrow.items():
+        if "keyword_head.weight" not in name and "speaker_head.weight" not in name:
+            assert torch.equal(weight, wide[name][tuple(slice(size) for size in weight.shape)])
 
 
 def test_an_interrupted_distillation_goes_on_exactly(tiny_teacher: Teacher, targets: Targets, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry
+from search_spaces.space import front_alone
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import distillation_losses
 from trainers.learning.finetune import AdditiveAngularSoftmax, AngularSoftmax, finetune
@@ -221,6 +222,19 @@ def test_a_front_end_of_rate_zero_stays(tiny_corpus: Corpus) -> None:
     tuned(built, tiny_corpus, 2, front_rate=0.0)
     still = {name for name, value in built.named_parameters() if torch.equal(value, before[name])}
     assert still == {name for name in before if name.startswith("encoder.front")} and len(still) > 3
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_broadcast_blocks_have_a_rate_of_their_own(depth: int, tiny_corpus: Corpus) -> None:
+    """And so has all of a student that has nothing else."""
+    layers: dict[str, Any] = {"width": 16, "heads": (2,), "ffn_dims": (16,), "kept_layers": (1,)}
+    a = Architecture(front_end="bc", front_width=32, frame_stride=1, **layers) if depth else front_alone("bc", 32)
+    built = Student(a, GEOMETRY, ("fall", "flat", "rise"), heads="every state", is_folded=False)
+    before = {name: value.clone() for name, value in built.named_parameters()}
+    tuned(built, tiny_corpus, 2, bc_rate=1e-7, rate=1e-3)
+    moved = {name for name, value in built.named_parameters() if (value - before[name]).abs().max() > 1e-5}
+    rest = {name for name in before if not name.startswith("encoder.front.")}
+    assert not moved if not depth else moved == rest
 
 
 def test_distillation_that_is_kept_on_keeps_the_student_near_its_teacher(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from deploy.export import export_onnx, parity
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Baseline, network_from_dict
-from trainers.networks.baselines import Block, BroadcastResNet, SubSpectralNorm, counted_cost
+from trainers.networks.baselines import BroadcastResNet, counted_cost
+from trainers.networks.broadcast import Block, SubSpectralNorm
 from trainers.networks.student import Student, load_student, save_student
 from trainers.teacher.teacher import Teacher
 

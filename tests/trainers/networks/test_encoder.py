@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from search_spaces.architecture import MEL_BINS, Architecture, Geometry, frame_count
-from trainers.networks.encoder import Gate, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
+from search_spaces.space import front_alone
+from trainers.networks.encoder import BroadcastFront, Gate, RelativePositions, SpeechEncoder, TimeNorm, convolve, normalize
 from trainers.networks.log_mel import LogMel
 
 GEOMETRY = Geometry(
@@ -25,14 +27,15 @@ GEOMETRY = Geometry(
     position_groups=4,
     normalize_input=True,
 )
-FRONTS = [("wave", "layer"), ("wave", "group"), ("mel", "layer")]
+FRONTS = [("wave", "layer"), ("wave", "group"), ("mel", "layer"), ("bc", "layer")]
+WIDTHS = {"wave": 12, "mel": 12, "bc": 16}
 BIASED = {"relative_buckets": 8, "relative_distance": 12}
 
 
 def encoder(front_end: Any = "wave", front_norm: Any = "layer", stride: int = 1, **geometry: Any) -> SpeechEncoder:
     architecture = Architecture(
         front_end=front_end,
-        front_width=12,
+        front_width=WIDTHS[front_end],
         frame_stride=stride,
         width=16,
         heads=(2, 2) if "relative_buckets" in geometry else (2, 3),
@@ -58,7 +61,7 @@ def test_every_front_end_gives_the_promised_frames(front: tuple[str, str], strid
     with torch.no_grad():
         states = built(noise(1, samples))
     frames = frame_count(samples)
-    assert built.front(noise(1, samples), None).shape == (1, frames, 12)
+    assert built.front(noise(1, samples), None).shape == (1, frames, WIDTHS[front[0]])
     assert [state.shape for state in states] == [(1, -(-frames // stride), 16)] * 3
 
 
@@ -119,6 +122,49 @@ def test_an_impulse_that_moves_by_320_samples_moves_by_a_frame(front: tuple[str,
     assert not changed[11:].any()
 
 
+@pytest.mark.parametrize(("family", "first"), [("hubert", 200), ("whisper", 0)])
+def test_frames_of_broadcast_blocks_lie_on_the_teachers(family: Any, first: int) -> None:
+    """They hear a second on either side. Sounds that mirror each other about a frame's centre do so in what filters that are
+    symmetric over time make of them; sounds that move by a frame do too."""
+    torch.manual_seed(1)
+    front, centre = BroadcastFront(16, dataclasses.replace(GEOMETRY, family=family)).eval(), 320 * 50 + first
+    for conv in front.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.weight.data += conv.weight.data.flip(-1)
+    audio = noise(1, 33_000)
+    near = slice(centre - 14_000, centre + 14_001)
+    mirrored, moved = audio.clone(), torch.zeros_like(audio)
+    mirrored[:, near] = audio[:, near].flip(-1)
+    moved[:, 320:] = audio[:, :-320]
+    with torch.no_grad():
+        heard, back, later = (front(x, None)[0] for x in (audio, mirrored, moved))
+    torch.testing.assert_close(back[45:56], heard[45:56].flip(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(later[51], heard[50], atol=1e-5, rtol=1e-4)
+    assert (heard[49] - heard[51]).abs().max() > 0.01  # so a frame's place matters
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_080])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_broadcast_blocks_give_a_whispers_frames(samples: int, stride: int) -> None:
+    a = Architecture(front_end="bc", front_width=16, frame_stride=stride, width=16, heads=(2,), ffn_dims=(24,), kept_layers=(1,))
+    g = dataclasses.replace(GEOMETRY, family="whisper", norm_order="pre", position_groups=1, position_table=64)
+    with torch.no_grad():
+        states = SpeechEncoder(a, g).eval()(noise(2, samples))
+        alone = SpeechEncoder(front_alone("bc", 16), g).eval()(noise(2, samples))
+    assert [state.shape for state in states] == [(2, -(-g.frames(samples) // stride), 16)] * 2
+    assert [state.shape for state in alone] == [(2, g.frames(samples), 16)]
+
+
+def test_without_layers_the_front_ends_output_is_the_one_state() -> None:
+    built, audio = SpeechEncoder(front_alone("bc", 8), GEOMETRY).eval(), 3 + 2 * noise(2, 5000)
+    with torch.no_grad():
+        (state,) = built(audio)
+        (padded,) = built(F.pad(audio, (0, 900), value=7.0), torch.tensor([5000, 5000]))
+        torch.testing.assert_close(state, built.front(normalize(audio), None))
+    torch.testing.assert_close(padded[:, : state.shape[1]], state, atol=1e-5, rtol=1e-4)
+    assert {name.split(".")[0] for name, _ in built.named_parameters()} == {"front"}
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_order_of_rows_does_not_matter(stride: int) -> None:
     built, audio = encoder(stride=stride), noise(3, 4000)
@@ -162,8 +208,10 @@ def test_normalising_gives_zero_mean_and_unit_variance_of_the_valid_samples() ->
 @pytest.mark.parametrize("normalized", [False, True])
 def test_normalised_input_makes_the_encoder_deaf_to_gain_and_offset(normalized: bool) -> None:
     built, audio = encoder(normalize_input=normalized), noise(1, 3000)
+    heard_by_bc = encoder("bc", normalize_input=normalized)
     with torch.no_grad():
         difference = (built(audio)[-1] - built(5 * audio + 2)[-1]).abs().max()
+        assert (heard_by_bc(audio)[-1] - heard_by_bc(5 * audio + 2)[-1]).abs().max() < 1e-3  # in any case
     assert (difference < 1e-3) == normalized
 
 

@@ -94,11 +94,12 @@ def test_fitting_explains_more_of_the_teacher(speech: Tensor, name: str, stride:
     assert after > before + 0.02
 
 
-def test_a_front_end_that_inherits_nothing_is_heard_through_its_projection(speech: Tensor) -> None:
-    """Log-mels of a HuBERT's student: the convolutions stay random, what follows them is fitted."""
-    teacher = load_teacher("mini-hubert")
-    changes: dict[str, Any] = {"front_end": "mel", "front_width": 48, "width": 96, "heads": 2, "ffn_dims": 192, "kept_layers": (1,)}
-    student, fitted = heir(teacher, **changes), heir(teacher, **changes)
+@pytest.mark.parametrize(("name", "front_end"), [("mini-hubert", "mel"), ("mini-hubert", "bc"), ("mini", "bc")])
+def test_a_front_end_that_inherits_nothing_is_heard_through_its_projection(speech: Tensor, name: str, front_end: str) -> None:
+    """Log-mels of a HuBERT's student, broadcast blocks of any: the convolutions stay random, what follows them is fitted."""
+    teacher = load_teacher(name)
+    changes: dict[str, Any] = {"front_width": 48, "width": 96, "heads": 2, "ffn_dims": 192, "kept_layers": (1,)}
+    student, fitted = heir(teacher, front_end=front_end, **changes), heir(teacher, front_end=front_end, **changes)
     fit(fitted, teacher.encoder, listen(teacher.encoder, speech[:200]))
     assert all(map(torch.equal, student.front.parameters(), fitted.front.parameters()))
     before, after = (explained(one, teacher.encoder, speech[200:], layer=1) for one in (student, fitted))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from search_spaces.architecture import Architecture
+from search_spaces.space import front_alone
 from trainers.learning.batches import cut
 from trainers.networks.encoder import Layer, SpeechEncoder, convolve, normalize
 from trainers.networks.inherit import inherit
@@ -39,6 +40,13 @@ def heir(teacher: Teacher, seed: int = 0, **changes: Any) -> SpeechEncoder:
         student = SpeechEncoder(shaped(teacher, **changes), teacher.geometry)
     inherit(student, teacher.encoder)
     return student.eval()
+
+
+def test_nothing_is_inherited_without_layers(tiny_teacher: Teacher) -> None:
+    alone = SpeechEncoder(front_alone("bc", 16), tiny_teacher.geometry)
+    before = {name: value.clone() for name, value in alone.state_dict().items()}
+    inherit(alone, tiny_teacher.encoder)
+    assert all(torch.equal(value, before[name]) for name, value in alone.state_dict().items())
 
 
 def layer(encoder: SpeechEncoder, index: int) -> Layer:
