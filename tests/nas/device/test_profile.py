@@ -89,10 +89,12 @@ def test_counts_stand_in_the_order_of_their_costs() -> None:
     deep = replace(a, heads=(2, 2), ffn_dims=(128, 128), kept_layers=(1, 2))
     twice = dict(zip(LATENCY_COSTS, latency_counts(cost(deep, TEACHER.geometry, 12, 16_080))))
     same = {name for name in plain if plain[name] == twice[name]}
-    assert same == {"start", "mel", "convs", "front", "positions"}
+    assert same == {"start", "block", "mel", "convs", "depthwise", "front", "positions"}
     assert all(twice[name] == 2 * plain[name] for name in ("layer", "attention", "softmax", "units"))
     mel = dict(zip(LATENCY_COSTS, latency_counts(cost(replace(a, front_end="mel"), TEACHER.geometry, 12, 16_080))))
     assert plain["mel"] == 0 < mel["mel"] and mel["front"] < plain["front"]
+    bc = dict(zip(LATENCY_COSTS, latency_counts(cost(replace(a, front_end="bc"), TEACHER.geometry, 12, 16_080))))
+    assert plain["depthwise"] == plain["block"] == 0 < bc["depthwise"] and bc["block"] == 12
     assert len(memory_counts(cost(a, TEACHER.geometry, 12, 16_080))) == 3
 
 
