@@ -1,7 +1,9 @@
 """Export: the file computes what the student computes, in about as many bytes as it has weights."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +12,10 @@ import torch
 
 from deploy.export import OUTPUTS, export_onnx, parity, reference_model
 from deploy.measure import open_session
+from deploy.quantize import quantize_dynamic
 from deploy.target import Target, load_target
 from search_spaces.architecture import Architecture, Geometry
+from search_spaces.space import front_alone
 from trainers.networks.student import Student
 
 WINDOW = 16_080
@@ -67,6 +71,7 @@ def student(architecture: Architecture, shape: Geometry, **predictions: object) 
         ("wave", 1, "group", "post"),
         ("mel", 1, "layer", "pre"),
         ("mel", 2, "layer", "post"),
+        ("bc", 2, "layer", "pre"),
     ],
 )
 def test_file_equals_student(tmp_path: Path, front_end: str, frame_stride: int, front_norm: str, norm_order: str) -> None:
@@ -77,6 +82,17 @@ def test_file_equals_student(tmp_path: Path, front_end: str, frame_stride: int, 
     assert max(result.max_abs_logits, result.max_abs_embedding) <= 1e-5
     assert (result.clips, result.same_keyword) == (3, 1.0)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # no external data
+
+
+@pytest.mark.parametrize("whisper", [False, True])
+def test_broadcast_blocks_alone_equal_their_file_in_integers_too(tmp_path: Path, whisper: bool) -> None:
+    of_whisper: dict[str, Any] = {"family": "whisper", "norm_order": "pre", "position_table": 64, "normalize_input": False}
+    original = student(front_alone("bc", 64), replace(geometry(), **of_whisper) if whisper else geometry())
+    export_onnx(original, tmp_path / "model.onnx", WINDOW)
+    windows = np.random.default_rng(0).standard_normal((3, WINDOW)).astype(np.float32)
+    assert parity(original, tmp_path / "model.onnx", windows).ok
+    quantize_dynamic(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    assert parity(original, tmp_path / "int8.onnx", windows).max_abs_embedding < 0.05
 
 
 @pytest.mark.parametrize("front_end", ["wave", "mel"])
