@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 from math import comb
 
-from search_spaces.architecture import Architecture, FrontEnd, Geometry
+from search_spaces.architecture import BC_UNIT, Architecture, FrontEnd, Geometry
 from search_spaces.space import SearchSpace
 
+BC_WIDTHS = tuple(round(BC_UNIT * scale) for scale in (1, 1.5, 2, 3, 6, 8))  # the paper's scales: arXiv 2106.04140
 MOST_WHOLE = 3  # sets of kept layers of a depth, where all are offered
 SpaceMaker = Callable[[Architecture, Geometry], SearchSpace]
 
@@ -47,19 +48,20 @@ def _paper(teacher: Architecture, geometry: Geometry) -> SearchSpace:
 
 
 def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
-    """Small students, of about the same size whatever the teacher: from about 0.1 M weights."""
+    """Small students, of about the same size whatever the teacher: from about 0.02 M weights, with layers from 0.1 M."""
     return SearchSpace(
         name="edge",
         front_widths=_fronts(
             teacher,
             wave=_at_most(teacher.front_width, (32, 48, 64, 96)),
             mel=_at_most(teacher.front_width, (32, 48, 64, 96)),
+            bc=(32, 64, 96, 256),
         ),
         frame_strides=(1, 2),
         widths=_at_most(teacher.width, (80, 96, 128, 160, 192), geometry.position_groups),
         heads=_at_most(max(teacher.heads), (1, 2, 3)),
         ffn_dims=_at_most(max(teacher.ffn_dims), (128, 256, 384, 512)),
-        kept_layers=_kept_layers(teacher.depth, range(1, 5)),
+        kept_layers=((), *_kept_layers(teacher.depth, range(1, 5))),
     )
 
 
@@ -84,7 +86,8 @@ def _edge_96(teacher: Architecture, geometry: Geometry) -> SearchSpace:
 
 
 def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
-    """From a small share of the teacher up to the teacher itself. Depths lie closer together where they are small."""
+    """From a small share of the teacher up to the teacher itself, and broadcast blocks of all sizes, with layers and without.
+    Depths lie closer together where they are small."""
     depth = teacher.depth
     return SearchSpace(
         name="default",
@@ -92,12 +95,13 @@ def _default(teacher: Architecture, geometry: Geometry) -> SearchSpace:
             teacher,
             wave=_parts(teacher.front_width, (1 / 4, 1 / 2, 3 / 4, 1)),
             mel=_parts(teacher.front_width, (1 / 4, 1 / 2, 1)),
+            bc=BC_WIDTHS,
         ),
         frame_strides=(1, 2),
         widths=_parts(teacher.width, (3 / 8, 1 / 2, 5 / 8, 3 / 4, 1), geometry.position_groups),
         heads=_parts(max(teacher.heads), (1 / 4, 1 / 2, 3 / 4, 1)),
         ffn_dims=_parts(max(teacher.ffn_dims), (1 / 4, 1 / 2, 3 / 4, 1)),
-        kept_layers=_kept_layers(depth, (1, 2, 3, 4, *_parts(depth, (1 / 4, 1 / 2, 3 / 4, 1)))),
+        kept_layers=((), *_kept_layers(depth, (1, 2, 3, 4, *_parts(depth, (1 / 4, 1 / 2, 3 / 4, 1))))),
     )
 
 
@@ -111,9 +115,12 @@ def find_space(name: str, teacher: Architecture, geometry: Geometry) -> SearchSp
     return CATALOG[name](teacher, geometry)
 
 
-def _fronts(teacher: Architecture, *, wave: tuple[int, ...], mel: tuple[int, ...]) -> dict[FrontEnd, tuple[int, ...]]:
+def _fronts(
+    teacher: Architecture, *, wave: tuple[int, ...], mel: tuple[int, ...], bc: tuple[int, ...] = ()
+) -> dict[FrontEnd, tuple[int, ...]]:
     """The widths of the front ends that a teacher's students may have: a Whisper's hear log-mels alone."""
-    return {"wave": wave, "mel": mel} if teacher.front_end == "wave" else {"mel": mel}
+    fronts: dict[FrontEnd, tuple[int, ...]] = {"wave": wave if teacher.front_end == "wave" else (), "mel": mel, "bc": bc}
+    return {front: widths for front, widths in fronts.items() if widths}
 
 
 def _parts(whole: int, shares: Iterable[float], step: int = 1) -> tuple[int, ...]:

@@ -93,6 +93,11 @@ def members(space: SearchSpace) -> Iterator[Architecture]:
         digits[-1] += 1
 
 
+def without_bc(space: SearchSpace) -> SearchSpace:
+    fronts = {front: widths for front, widths in space.front_widths.items() if front != "bc"}
+    return replace(space, front_widths=fronts, kept_layers=tuple(filter(None, space.kept_layers)))
+
+
 def spaces() -> list[Any]:
     return [pytest.param(CATALOG[name](*TEACHERS[of]), *TEACHERS[of], id=f"{name}-{of}") for name, of in product(CATALOG, TEACHERS)]
 
@@ -240,24 +245,27 @@ def test_a_space_of_empty_or_unordered_choices_is_refused(change: dict[str, Any]
 
 @pytest.mark.parametrize(("space", "original", "geometry"), spaces())
 def test_nothing_in_a_named_space_exceeds_the_teacher(space: SearchSpace, original: Architecture, geometry: Geometry) -> None:
-    assert all(max(widths) <= original.front_width for widths in space.front_widths.values())
+    assert all(max(widths) <= original.front_width for front, widths in space.front_widths.items() if front != "bc")
     assert max(space.widths) <= original.width
     assert max(space.heads) <= original.heads[0]
     assert max(space.ffn_dims) <= original.ffn_dims[0]
-    assert max(map(max, space.kept_layers)) <= original.depth
+    assert max(map(max, filter(None, space.kept_layers))) <= original.depth
     assert all(width % geometry.position_groups == 0 for width in space.widths)
 
 
 @pytest.mark.parametrize("of", ["mini", "base", "large", "whisper"])
 def test_the_teacher_is_the_largest_of_the_default_space(of: str) -> None:
     original, geometry = TEACHERS[of]
-    assert find_space("default", original, geometry).largest(geometry) == original
+    space = find_space("default", original, geometry)
+    assert without_bc(space).largest(geometry) == original
+    largest = space.largest(geometry)  # its layers, maybe behind other convolutions than its own
+    assert replace(largest, front_end=original.front_end, front_width=original.front_width) == original
 
 
 def test_the_ends_of_a_whisper_s_space_have_the_most_and_the_fewest_steps() -> None:
     """Its convolution of stride 2 has the longer kernel, and so the more weights."""
     original, geometry = TEACHERS["whisper"]
-    space = find_space("edge", original, geometry)
+    space = without_bc(find_space("edge", original, geometry))
     smallest, largest = space.smallest(geometry), space.largest(geometry)
     assert (smallest.frame_stride, largest.frame_stride) == (2, 1)
     macs = [cost(corner, geometry, 12, 16_080).total_macs for corner in (*space.corners(0), *space.corners(-1))]
@@ -276,15 +284,17 @@ def test_the_default_space_holds_the_teacher_and_the_papers_student(of: str) -> 
 def test_bounds_of_the_default_space_of_the_bundled_teacher() -> None:
     space = find_space("default", MINI, MINI_GEOMETRY)
     assert space.size > 10**6
-    assert 80_000 < weights(space.smallest(MINI_GEOMETRY), MINI_GEOMETRY) < 120_000
+    assert space.smallest(MINI_GEOMETRY) == front_alone("bc", 32)
+    assert 80_000 < weights(without_bc(space).smallest(MINI_GEOMETRY), MINI_GEOMETRY) < 120_000
 
 
 @pytest.mark.parametrize("of", ["mini", "base", "large", "whisper"])
 def test_the_edge_space_is_small_whatever_the_teacher(of: str) -> None:
     original, geometry = TEACHERS[of]
     space = find_space("edge", original, geometry)
-    assert 60_000 < weights(space.smallest(geometry), geometry) < 120_000
-    assert weights(space.largest(geometry), geometry) < 2_000_000
+    assert 10_000 < weights(space.smallest(geometry), geometry) < 20_000
+    assert 60_000 < weights(without_bc(space).smallest(geometry), geometry) < 120_000
+    assert weights(space.largest(geometry), geometry) < 2_100_000
 
 
 def test_the_papers_student_has_the_teachers_convolutions_and_first_two_layers() -> None:
@@ -298,7 +308,15 @@ def test_the_papers_student_has_the_teachers_convolutions_and_first_two_layers()
 def test_students_of_a_whisper_hear_log_mels_alone() -> None:
     for name in CATALOG:
         space = find_space(name, *TEACHERS["whisper"])
-        assert tuple(space.front_widths) == ("mel",) and space.size > 50
+        assert "mel" in space.front_widths and "wave" not in space.front_widths and space.size > 50
+
+
+@pytest.mark.parametrize("of", TEACHERS)
+def test_broadcast_blocks_stand_in_the_named_spaces_with_layers_and_without(of: str) -> None:
+    for name, widths in (("edge", (32, 64, 96, 256)), ("default", (32, 48, 64, 96, 192, 256))):
+        space = find_space(name, *TEACHERS[of])
+        assert space.front_widths["bc"] == widths and all(front_alone("bc", width) in space for width in widths)
+    assert not any("bc" in find_space(name, *TEACHERS[of]).front_widths for name in ("paper", "edge-96"))
 
 
 def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
@@ -309,7 +327,7 @@ def test_kept_layers_are_first_spread_or_last_of_equal_runs() -> None:
 
 def test_of_three_layers_every_set_is_offered() -> None:
     kept = find_space("edge", *TEACHERS["whisper"]).kept_layers
-    assert " ".join("-".join(map(str, layers)) for layers in kept) == "1 2 3 1-2 1-3 2-3 1-2-3"
+    assert " ".join("-".join(map(str, layers)) for layers in kept if layers) == "1 2 3 1-2 1-3 2-3 1-2-3" and () in kept
 
 
 def test_an_unknown_name_is_refused() -> None:
