@@ -100,11 +100,12 @@ def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:
 
 
 def measured_gpu_share(study: str) -> float:
-    """Of a GPU for one worker, by the memory that updates of the largest student took; runs where there is one."""
+    """Of a GPU for one worker, by the memory that updates of the largest student of each front end took, since broadcast blocks of
+    fewer weights hold more at once; runs where there is one."""
     context = context_of(study)
-    student = build_student(context, space_of(context).largest(context.teacher.geometry), "random", distilled=True)
     torch.cuda.reset_peak_memory_stats()
-    next(train(context, student, _probe_task(PROBE_STEPS)))
+    for architecture in space_of(context).corners(-1):
+        next(train(context, build_student(context, architecture, "random", distilled=True), _probe_task(PROBE_STEPS)))
     return gpu_share(torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory)
 
 

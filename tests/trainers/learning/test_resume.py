@@ -1,7 +1,7 @@
 """A training that is cut anywhere and goes on: every loss and every weight is what an uninterrupted one has, to the last bit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ TRAININGS: dict[str, Callable[[Targets], Train]] = {
     "heads alone": lambda targets: tuned(targets, STUDENT, frozen=True),
     "distillation kept on": lambda targets: tuned(targets, STUDENT, distilling=0.5),
     "BC-ResNet, whose dropout draws": lambda targets: tuned(targets, Baseline()),
+    "broadcast blocks before a layer": lambda targets: tuned(targets, replace(STUDENT, front_end="bc")),
 }
 
 
