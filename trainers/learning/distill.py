@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -68,8 +69,21 @@ def warm_up(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, round(WARM_UP * steps)))
 
 
-def distiller(student: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(student.parameters(), lr=recipe.distill_rate, weight_decay=0.01, fused=True)
+class Trainable(Protocol):
+    """What is trained, a module: a student, or many that share their weights."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def is_broadcast(self, name: str) -> bool:
+        """Whether a parameter belongs to broadcast blocks, or to what has nothing else beneath it."""
+
+
+def distiller(student: Trainable, recipe: Recipe) -> torch.optim.Optimizer:
+    """Each group has its `highest` rate."""
+    groups = {recipe.distill_rate: list[nn.Parameter](), recipe.bc_distill_rate: list[nn.Parameter]()}
+    for name, parameter in student.named_parameters():
+        groups[recipe.bc_distill_rate if student.is_broadcast(name) else recipe.distill_rate].append(parameter)
+    each = [{"params": params, "highest": rate} for rate, params in groups.items() if params]
+    return torch.optim.AdamW(each, lr=recipe.distill_rate, weight_decay=0.01, fused=True)
 
 
 def distill(
@@ -100,7 +114,7 @@ def distill(
     predict = compiled(student.predict_teacher, device, steps - done)
     for step, loss in zip(range(done, steps), distillation_losses(predict, targets, stream, device, first=done)):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.distill_rate * warm_up(step, first_steps or steps)
+            group["lr"] = group["highest"] * warm_up(step, first_steps or steps)
         update(student.parameters(), optimizer, loss)
         losses.append(loss.item())
         if checkpoint:

@@ -86,6 +86,10 @@ class Elastic(nn.Module):
             is_folded=False,
         )
 
+    def is_broadcast(self, name: str) -> bool:
+        """Whether a parameter belongs to broadcast blocks, or to what reads them without layers."""
+        return name.startswith(("shared.bc/front/", "shared.bc/alone/"))
+
     def weights(self, shell: Student) -> dict[str, Tensor]:
         """Of a member, by the names of its parameters: differentiable views of the shared weights."""
         a = shell.architecture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from search_spaces.architecture import EMBEDDING_DIM
 from trainers.learning.batches import Augmentation
-from trainers.learning.distill import distillation_losses, update
+from trainers.learning.distill import Trainable, distillation_losses, update
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
@@ -39,8 +39,8 @@ ADDITIVE_MARGIN = 0.2
 RISE = 0.15  # of the updates
 
 
-class Tunable(Protocol):
-    """What is fine-tuned, a module: a student, or many at once that share their weights."""
+class Tunable(Trainable, Protocol):
+    """What is fine-tuned: a student, or many at once."""
 
     keywords: tuple[str, ...]
 
@@ -50,10 +50,6 @@ class Tunable(Protocol):
     def to(self, device: torch.device) -> Any: ...
     def train(self) -> Any: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
-    def is_broadcast(self, name: str) -> bool:
-        """Whether a parameter belongs to broadcast blocks, or to what has nothing else beneath it."""
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 class AngularSoftmax(nn.Module):

@@ -111,7 +111,7 @@ def distill_shared(
     losses, written = list[float](), time.monotonic()
     for step in range(done, steps):
         for group in optimizer.param_groups:
-            group["lr"] = elastic.recipe.distill_rate * warm_up(step, steps) * cool_down(step, steps)
+            group["lr"] = group["highest"] * warm_up(step, steps) * cool_down(step, steps)
         batch = stream(step)
         states, audio = targets.batch(batch.labels, device), torch.tensor(batch.audio, device=device).float()
         total = 0.0
@@ -156,7 +156,7 @@ class Sandwich(nn.Module):
         self.register_buffer("heard", torch.zeros((), dtype=torch.int64))
 
     def is_broadcast(self, name: str) -> bool:
-        return name.startswith(("elastic.shared.bc/front/", "elastic.shared.bc/alone/"))
+        return self.elastic.is_broadcast(name.removeprefix("elastic."))
 
     def forward(self, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits and embeddings, (3 x batch, ...)."""

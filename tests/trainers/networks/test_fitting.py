@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from search_spaces.architecture import Architecture
 from trainers.importing.synthetic import speak_corpus
 from trainers.learning.batches import cut
-from trainers.networks.encoder import SpeechEncoder
-from trainers.networks.fitting import fit, fit_writer, listen, regress, strided
+from trainers.networks.encoder import BroadcastFront, SpeechEncoder, normalize
+from trainers.networks.fitting import fit, fit_writer, listen, regress, settle, strided
 from trainers.networks.inherit import inherit
 from trainers.speech.loading import load_corpus
 from trainers.teacher.teacher import Teacher, load_teacher
@@ -101,9 +101,25 @@ def test_a_front_end_that_inherits_nothing_is_heard_through_its_projection(speec
     changes: dict[str, Any] = {"front_width": 48, "width": 96, "heads": 2, "ffn_dims": 192, "kept_layers": (1,)}
     student, fitted = heir(teacher, front_end=front_end, **changes), heir(teacher, front_end=front_end, **changes)
     fit(fitted, teacher.encoder, listen(teacher.encoder, speech[:200]))
+    if isinstance(student.front, BroadcastFront):  # as in training, where batch norms take the statistics of what is heard
+        settle(student.front, [student.heard(speech[:200])])
+        student.eval()
     assert all(map(torch.equal, student.front.parameters(), fitted.front.parameters()))
     before, after = (explained(one, teacher.encoder, speech[200:], layer=1) for one in (student, fitted))
     assert after > before + 0.02
+
+
+def test_blocks_settle_on_what_they_will_compute_in_training(tiny_teacher: Teacher) -> None:
+    """But for dropout: they are fitted as they will be heard."""
+    front, audio = BroadcastFront(16, tiny_teacher.geometry).train(), normalize(noise(8, 0))
+    for module in front.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0
+    with torch.no_grad():
+        heard = front(audio, None)
+        settle(front, [audio])
+        settled = front.eval()(audio, None)
+    assert (settled - heard).abs().mean() < 0.1 * heard.abs().mean()
 
 
 def test_a_teacher_with_gated_positions_is_fitted_to(tiny_teacher: Teacher) -> None:
