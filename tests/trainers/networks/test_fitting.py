@@ -127,7 +127,7 @@ def test_blocks_settle_on_what_they_will_compute_in_training(tiny_teacher: Teach
         heard = front(audio, None)
         settle(front, [audio])
         settled = front.eval()(audio, None)
-    assert (settled - heard).abs().mean() < 0.03 * heard.abs().mean()
+    assert (settled - heard).abs().mean() < 0.1 * heard.abs().mean()
 
 
 def test_a_teacher_with_gated_positions_is_fitted_to(tiny_teacher: Teacher) -> None:
