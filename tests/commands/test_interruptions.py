@@ -60,11 +60,17 @@ def test_ctrl_c_loses_nothing(on_known_machine: Path, tiny_search: Options, srln
     assert json.loads(srlnas(on_known_machine, "front", "cut", "--json").stdout)["stage"] == "final"
 
 
-def until(process: subprocess.Popen[Any], happened: Callable[[], bool]) -> None:
+def until(process: subprocess.Popen[Any], happened: Callable[[], bool], every: float = 0.2) -> None:
     """Waits for it while the process runs."""
     while not happened():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
+        time.sleep(every)
+
+
+def without_a_tutor(folder: Path) -> list[str]:
+    """Candidates come at once."""
+    (folder / "recipe.toml").write_text("tutor_weight = 0.0\n")
+    return ["--recipe", "recipe.toml"]
 
 
 def below(pid: int, title: bytes) -> list[int]:
@@ -86,8 +92,8 @@ CANDIDATE, FINAL = b"ray::ImplicitFunc", b"ray::run_task"
 def test_workers_that_are_killed_lose_nothing(on_known_machine: Path, tiny_search: Options) -> None:
     """As the kernel does when memory runs out: one of a candidate and one of a training at full length. Both go on in the same
     search. The driver runs on a terminal, so its progress is drawn too."""
-    arguments = ["search", *tiny_search, "--steps", "20", "--candidates", "2", "--finalists", "1", "--name", "killed"]
-    arguments += ["--cpus", str(os.cpu_count())]  # one at a time
+    arguments = ["search", *tiny_search, "--steps", "6", "--candidates", "2", "--finalists", "1", "--name", "killed"]
+    arguments += ["--cpus", str(os.cpu_count()), *without_a_tutor(on_known_machine)]  # one at a time
     terminal, theirs = pty.openpty()
     study = on_known_machine / "studies/killed"
     options: Any = {"env": {**os.environ, "SRLNAS_CHECKPOINT_SECONDS": "0"}, "stdout": theirs, "stderr": theirs}
@@ -103,7 +109,7 @@ def test_workers_that_are_killed_lose_nothing(on_known_machine: Path, tiny_searc
     reader = threading.Thread(target=read)
     reader.start()
     for name, title in (("candidate-0", CANDIDATE), ("final-*", FINAL)):
-        until(started, lambda name=name: any(study.glob(f"tuned/{name}.safetensors")))
+        until(started, lambda name=name: any(study.glob(f"tuned/{name}.safetensors")), every=0.02)
         os.kill(below(started.pid, title)[0], signal.SIGKILL)
     started.wait()
     reader.join()
@@ -124,7 +130,8 @@ def test_workers_that_are_killed_lose_nothing(on_known_machine: Path, tiny_searc
 
 def test_ray_that_dies_is_said_in_a_line(on_known_machine: Path, tiny_search: Options) -> None:
     """With the command that goes on; what its candidate had used is paid, and no more."""
-    arguments = ["search", *tiny_search, "--steps", "2000", "--candidates", "1", "--cpus", "2", "--name", "lost"]
+    arguments = ["search", *tiny_search, "--steps", "300", "--candidates", "1", "--cpus", "2", "--name", "lost"]
+    arguments += without_a_tutor(on_known_machine)
     options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     started = subprocess.Popen([*SRLNAS, *arguments], cwd=on_known_machine, **options)
     until(started, lambda: any((on_known_machine / "studies/lost/begun").glob("candidate-*")))
