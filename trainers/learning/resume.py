@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,12 @@ from torch import Tensor, nn
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 GENERATORS = "generator."
+FORMAT = 1  # of the files; those of before it was written down have none
+ABOUT = ("format", "tensors")  # of a file's metadata, what is about the file
+
+
+class PassedOver(UserWarning):
+    """A checkpoint that is of no use: what it was of begins anew."""
 
 
 @dataclass(kw_only=True)
@@ -33,13 +40,18 @@ class Checkpoint:
     def read(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
         """Into what trains; returns the steps that are done. What follows is then what would have followed.
 
-        Raises ValueError where the file is damaged.
+        0 where there is no file, or one of another training; where it is damaged or of another version, with a warning.
         """
-        position = read_position(self.path)
+        position = kept_position(self.path)
         if position.get("of") != self.of:
             return 0
-        read_state(self.path, model, optimizer, device)
-        _set_generators(self.path, device)
+        try:
+            generators = _read_generators(self.path)
+            read_state(self.path, model, optimizer, device)
+        except (ValueError, SafetensorError) as error:
+            _pass_over(self.path, error)
+            return 0
+        _set_generators(generators, device)
         return position["steps"]
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -67,7 +79,7 @@ def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     tensors |= {GENERATORS + name: state for name, state in _generators(next(model.parameters()).device).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")  # two workers may write the same
-    where = {name: str(value) for name, value in position.items()}
+    where = {name: str(value) for name, value in {**position, "format": FORMAT, "tensors": len(tensors)}.items()}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata=where)
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -75,23 +87,55 @@ def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def read_position(path: Path) -> dict[str, int]:
-    """Empty where there is no file yet. Raises ValueError when it is damaged."""
+    """Empty where there is no file yet. Raises ValueError when it is damaged, or of another version."""
     if not path.is_file():
         return {}
     try:
         with safe_open(path, "pt") as file:
-            return {name: int(value) for name, value in file.metadata().items()}
+            position = {name: int(value) for name, value in file.metadata().items()}
+            tensors = len(file.keys())
     except (SafetensorError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: remove it to begin anew ({error})") from None
+    if (version := position.get("format", FORMAT)) != FORMAT:
+        raise ValueError(f"{path} is of version {version}, this reads {FORMAT}: remove it to begin anew")
+    if position.get("tensors", tensors) != tensors:
+        raise ValueError(f"{path} is damaged: remove it to begin anew ({tensors} tensors of {position['tensors']})")
+    return {name: value for name, value in position.items() if name not in ABOUT}
+
+
+def kept_position(path: Path) -> dict[str, int]:
+    """As `read_position`, of a file that this training wrote itself: one that is damaged, or of another version, is taken away with
+    a warning (`PassedOver`), as if it had not been."""
+    try:
+        return read_position(path)
+    except ValueError as error:
+        _pass_over(path, error)
+        return {}
+
+
+def _pass_over(path: Path, error: Exception) -> None:
+    reason = str(error).removeprefix(f"{path} ").replace(": remove it to begin anew", "")
+    warnings.warn(f"{path} {reason}: passed over, what it was of begins anew", PassedOver, stacklevel=3)
+    path.unlink(missing_ok=True)
 
 
 def read_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Into the model and the optimizer; torch's generators stay as they are."""
-    tensors = load_file(path, device=str(device))
-    model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+    """Into the model and the optimizer; torch's generators stay as they are. Raises ValueError, and changes neither, where the file
+    has not all that they need."""
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: remove it to begin anew ({error})") from None
+    weights = {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
+    parameters = {name: p for name, p in model.named_parameters() if any(f"{moment}.{name}" in tensors for moment in MOMENTS)}
+    wanted = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    wanted |= {f"{moment}.{name}": p.shape for name, p in parameters.items() for moment in MOMENTS[1:]}
+    wanted |= {f"{MOMENTS[0]}.{name}": torch.Size() for name in parameters}
+    if wrong := [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]:
+        raise ValueError(f"{path} is damaged: remove it to begin anew ({wrong[0]} is missing or of another size)")
+    model.load_state_dict(weights)
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
@@ -100,8 +144,14 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_generators(path: Path, device: torch.device) -> None:
+def _read_generators(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
-        torch.set_rng_state(file.get_tensor(GENERATORS + "cpu"))
-        if device.type == "cuda" and GENERATORS + "cuda" in set(file.keys()):  # it may go on on another device
-            torch.cuda.set_rng_state(file.get_tensor(GENERATORS + "cuda"), device)
+        kept = set(file.keys())
+        names = {GENERATORS + "cpu", *(name for name in kept if name.startswith(GENERATORS))}
+        return {name.removeprefix(GENERATORS): file.get_tensor(name) for name in names}
+
+
+def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:  # it may go on on another device
+        torch.cuda.set_rng_state(states["cuda"], device)

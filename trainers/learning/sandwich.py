@@ -20,7 +20,7 @@ from trainers.learning.distill import CLIP_NORM, distillation_loss, distiller, w
 from trainers.learning.elastic import Elastic, identity, load_shared, number_of
 from trainers.learning.finetune import finetune
 from trainers.learning.precision import autocast
-from trainers.learning.resume import Checkpoint, interval, read_position, write_state
+from trainers.learning.resume import Checkpoint, interval, kept_position, write_state
 from trainers.learning.streams import DISTILLATION, Share, alone, distillation_stream
 from trainers.learning.targets import Targets
 from trainers.networks.student import Student
@@ -49,7 +49,7 @@ def train_shared(
     The seed is that of the candidates, so that their random matrix of speaker classes begins as this one's did: with another one
     what was inherited is lost in part, and EERs rose by two points or more.
     """
-    if read_position(path).get("tuned", 0) >= steps:
+    if kept_position(path).get("tuned", 0) >= steps:
         return
     distilled = distilled_steps(steps)
     distill_shared(elastic, targets, steps=distilled, augment=augment, seed=seed, device=device, path=path)
@@ -106,7 +106,7 @@ def distill_shared(
     """
     elastic.to(device).train()
     optimizer = distiller(elastic, elastic.recipe)
-    done = load_shared(elastic, path, device, optimizer) if path else 0
+    done = load_shared(elastic, path, device, optimizer) if path and kept_position(path) else 0
     stream = share(DISTILLATION, distillation_stream(targets, elastic.recipe.batch, augment, seed))
     losses, written = list[float](), time.monotonic()
     for step in range(done, steps):

@@ -22,7 +22,7 @@ from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD, Architect
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import update
 from trainers.learning.precision import autocast
-from trainers.learning.resume import read_position, read_state, write_state
+from trainers.learning.resume import kept_position, read_state, write_state
 from trainers.networks.encoder import Positions, SpeechEncoder
 from trainers.pretraining.masked import Labelled, MaskedPredictor, draw_masks, overlap
 from trainers.pretraining.units import Features, assign_units, fit_units, hidden_state, mfcc, utterances
@@ -184,7 +184,7 @@ def _check_plan(run: Pretraining) -> None:
 
 def _position(run: Pretraining) -> tuple[int, int]:
     """(iteration, steps of it that are done) of the last checkpoint."""
-    position = read_position(run.folder / CHECKPOINT_FILE)
+    position = kept_position(run.folder / CHECKPOINT_FILE)
     return position.get("iteration", 0), position.get("step", 0)
 
 

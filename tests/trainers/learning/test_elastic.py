@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from search_spaces.architecture import Architecture, frame_count
 from search_spaces.space import RandomChooser, SearchSpace
@@ -19,7 +20,7 @@ from trainers.learning.distill import update
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
 from trainers.learning.recipe import Recipe
-from trainers.learning.resume import read_position
+from trainers.learning.resume import PassedOver, read_position
 from trainers.learning.sandwich import Sandwich, distill_shared, distilled_steps, sandwich, train_shared
 from trainers.learning.streams import keyword_stream
 from trainers.learning.targets import Targets, prepare_targets
@@ -171,6 +172,20 @@ def test_a_training_that_ended_is_not_repeated(tiny_teacher: Teacher, targets: T
     again = Elastic(SPACE, tiny_teacher, RECIPE, WORDS)
     assert load_shared(again, path, CPU) == distilled_steps(8)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in elastic.state_dict().items())
+
+
+def test_shared_weights_that_were_cut_in_half_are_made_anew(tiny_teacher: Teacher, targets: Targets, tmp_path: Path) -> None:
+    path, whole = tmp_path / "shared.safetensors", tmp_path / "whole.safetensors"
+    common: dict[str, Any] = {"steps": 4, "augment": Augmentation(), "seed": 0, "device": CPU}
+    for file in (path, whole):
+        torch.manual_seed(0)
+        train_shared(Elastic(SPACE, tiny_teacher, RECIPE, WORDS), targets, path=file, **common)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    torch.manual_seed(0)
+    with pytest.warns(PassedOver, match="is damaged"):
+        train_shared(Elastic(SPACE, tiny_teacher, RECIPE, WORDS), targets, path=path, **common)
+    made, expected = load_file(path), load_file(whole)
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
 
 
 def test_an_interrupted_tuning_goes_on_exactly(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from search_spaces.architecture import Architecture, Baseline, Network
@@ -14,7 +16,7 @@ from trainers.learning.batches import Augmentation
 from trainers.learning.distill import distill, distiller
 from trainers.learning.finetune import finetune, one_cycle
 from trainers.learning.recipe import Recipe
-from trainers.learning.resume import Checkpoint, read_position
+from trainers.learning.resume import Checkpoint, PassedOver, read_position
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
@@ -131,6 +133,59 @@ def test_the_checkpoint_of_another_training_is_passed_over_and_overwritten(targe
     assert losses == train(None, None)[1]
     assert read_position(path) == {"steps": 3, "of": 1}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(path: Path, without: tuple[str, str] = ("", "-"), *, counted: bool = False, **about: int) -> None:
+    """Written again without the tensors of a kind and a part, with other facts."""
+    with safe_open(path, "pt") as file:
+        facts = {**file.metadata(), **{name: str(value) for name, value in about.items()}}
+    kind, part = without
+    tensors = {name: value for name, value in load_file(path).items() if not (name.startswith(kind) and part in name)}
+    facts |= {"tensors": str(len(tensors))} if counted else {}
+    save_file(tensors, path, metadata=facts)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "cut in half": (cut_in_half, "is damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged"),
+    "no checkpoint": (lambda path: path.write_bytes(b"x" * 5000), "is damaged"),
+    "another version": (lambda path: changed(path, format=2), "is of version 2, this reads 1"),
+    "without a tensor": (lambda path: changed(path, ("exp_avg.", "keyword_head")), "is damaged .[0-9]+ tensors of"),
+    "without a weight": (lambda path: changed(path, ("model.", "keyword"), counted=True), "is damaged .model.*keyword"),
+    "without a moment": (lambda path: changed(path, ("exp_avg.", "keyword"), counted=True), "is damaged .exp_avg.*keyword"),
+    "without the generator": (lambda path: changed(path, ("generator.", "cpu"), counted=True), "generator.cpu"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(damage: str, targets: Targets, tmp_path: Path) -> None:
+    """The training begins anew, and ends as if there had been no file."""
+    path, train = tmp_path / "checkpoint.safetensors", tuned(targets, STUDENT)
+    course = Course(written=4, cut=5)
+    with pytest.raises(Cut):
+        train(kept(path, course), course.progress)
+    harm, said = DAMAGES[damage]
+    harm(path)
+    with pytest.warns(PassedOver, match=said):
+        student, losses = train(kept(path, Course()), None)
+    whole, expected = train(None, None)
+    assert losses == expected and not path.exists()
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_checkpoint_that_does_not_name_its_version_is_of_the_first(targets: Targets, tmp_path: Path) -> None:
+    path, train = tmp_path / "checkpoint.safetensors", tuned(targets, STUDENT)
+    course = Course(written=4, cut=5)
+    with pytest.raises(Cut):
+        train(kept(path, course), course.progress)
+    with safe_open(path, "pt") as file:
+        facts = {name: value for name, value in file.metadata().items() if name in ("steps", "of")}
+    save_file(load_file(path), path, metadata=facts)
+    assert train(kept(path, Course()), None)[1] == train(None, None)[1][4:]
 
 
 @pytest.mark.parametrize("updates", [1, 2, 6, 7, 40, 1001])
