@@ -28,9 +28,10 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     run_ids: MLflow runs of finals by name.
     """
     facts = study.read_json("prepared.json") or {}
-    finals = [final for final in read_finals(study) if final.scores]
+    recorded = read_finals(study)
+    finals = [final for final in recorded if final.scores]
     finalists = [final for final in finals if final.role == "finalist"]
-    ended = any(final.role == "knee from scratch" for final in finals)
+    ended = bool(finalists) and any(final.role == "knee from scratch" for final in recorded)  # it comes last, and may have failed
     if ended:
         points = np.array([final.objectives() for final in finalists])
         on_front = [final for final, on in zip(finalists, non_dominated(points)) if on]

@@ -70,9 +70,10 @@ def _log_final(final: Final, tracking: Tracking) -> str:
 
 
 def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pictures: Sequence[Path]) -> None:
-    """The front on the parent run, and each member as a version of the registered model named like the study."""
+    """The front on the parent run, and each member as a version of the registered model named like the study. Candidates, which are
+    the front where no finalist was trained, are no models: they were never tested."""
     study = context.study
-    for member in front["members"]:
+    for member in front["members"] if front["stage"] == "final" else ():
         with tempfile.TemporaryDirectory() as folder:
             _fill_model_folder(context, front, member, Path(folder))
             model_id = log_model(tracking, member["run_id"], member["name"], Path(folder), metrics=member["scores"])
