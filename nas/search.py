@@ -15,6 +15,7 @@ from nas.report.table import write_report
 from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise
 from nas.stages.finalists import Choice
+from nas.stages.finals import read_finals
 from nas.stages.shared import prepare_shared
 from nas.stages.tutor import prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
@@ -23,6 +24,7 @@ from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
 from nas.worker.context import Context
+from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
 
@@ -39,11 +41,13 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
         with tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking:
             context = sized(prepare(study, budget, console), budget)
             try:
-                run(context, cluster.account_of(context.study, budget), tracking, console)
+                with watched(f"srlnas search --resume {config.name}"):
+                    run(context, cluster.account_of(context.study, budget), tracking, console)
             except KeyboardInterrupt:
                 write_report(context.study, build_front(context.study))
                 raise
             front = report(context, tracking)
+            check_any_final(context.study)
     shutil.rmtree(context.batches, ignore_errors=True)
     forget_all(study)
     return front
@@ -70,6 +74,17 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     if account.left > 0:
         with progress(console, "candidates for what is left", in_words) as exploration.tick:
             exploration.run(more=account.left)
+
+
+def check_any_final(study: Study) -> None:
+    """Raises ValueError, with a reason, when no finalist was trained."""
+    finalists = [final for final in read_finals(study) if final.role == "finalist"]
+    if not any(final.scores for final in finalists):
+        reason = next((f"{final.name}: {final.error}" for final in finalists if final.error), "the budget had no room")
+        raise ValueError(
+            f"no finalist of {len(finalists)} was trained; {reason}; the front of the candidates is in {study.folder}, and "
+            f"`srlnas search --resume {study.config.name}` tries again"
+        )
 
 
 def check_any_complete(study: Study) -> None:

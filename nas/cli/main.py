@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -233,8 +234,14 @@ def spaces(
     console().print(table)
 
 
+def _one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """A warning without the line of code that gave it."""
+    return f"srlnas: warning: {' '.join(str(message).split())}\n"
+
+
 def main() -> None:
     """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
+    warnings.formatwarning = _one_line
     for stream in (sys.stdout, sys.stderr):  # what the terminal's code page lacks is written in escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

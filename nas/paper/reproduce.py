@@ -21,6 +21,7 @@ from nas.study.folder import Study
 from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
+from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
 
@@ -40,7 +41,8 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
             with progress(console, "trainings") as tick:
                 reproduction = Reproduction(context, experiment, account, tick, console.print)
                 try:
-                    reproduction.run()
+                    with watched(f"srlnas reproduce --resume {config.name}"):
+                        reproduction.run()
                 except KeyboardInterrupt:
                     write_table(reproduction)
                     raise

@@ -50,8 +50,9 @@ def place(points: np.ndarray[Any, np.dtype[np.float64]]) -> int:
 class RungScheduler(FIFOScheduler):
     """Ray's side: asks the driver about every report of a trial, and tells it why one died."""
 
-    def __init__(self, goes_on: Callable[[dict[str, Any], str], bool], died: Callable[[dict[str, Any], str], None]) -> None:
-        """goes_on: of a trial's configuration and its report. died: of its configuration, and the reason in Ray's words."""
+    def __init__(self, goes_on: Callable[[dict[str, Any], str], bool], died: Callable[..., None]) -> None:
+        """goes_on: of a trial's configuration and its report. died: of its configuration, the error that Ray kept of it (None where
+        it kept none), and the reason in its words."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.goes_on, self.died = goes_on, died
 
@@ -63,4 +64,4 @@ class RungScheduler(FIFOScheduler):
         return str(TrialScheduler.CONTINUE if self.goes_on(trial.config, result["report"]) else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: "TuneController", trial: "Trial") -> None:
-        self.died(trial.config, Path(trial.error_file).read_text() if trial.error_file else "")
+        self.died(trial.config, trial.get_pickled_error(), Path(trial.error_file).read_text() if trial.error_file else "")

@@ -40,15 +40,15 @@ class Hooks:
 
     refusal: why an architecture breaks a limit, None when it does not. affordable: whether its training can still finish.
     started: a number and an architecture become a training: the configuration for the worker. refused: it breaks a limit.
-    finished: a training ended, however it did; returns the candidate as recorded. latency: predicted, of an architecture, in ms.
-    seconds: predicted, of training it through all rungs.
+    finished: a training ended, however it did; returns the candidate as recorded, None where it is to be tried again.
+    latency: predicted, of an architecture, in ms. seconds: predicted, of training it through all rungs.
     """
 
     refusal: Callable[[Architecture], str | None]
     affordable: Callable[[Architecture], bool]
     started: Callable[[int, Architecture], dict[str, Any]]
     refused: Callable[[int, Architecture, str], None]
-    finished: Callable[[int], Candidate]
+    finished: Callable[[int], Candidate | None]
     latency: Callable[[Architecture], float]
     seconds: Callable[[Architecture], float]
 
@@ -73,6 +73,7 @@ class StudySearcher(Searcher):
         self.space, self.hooks, self.limit = space, hooks, limit
         self.sampler, self.seed, self.random = sampler, seed, random.Random(seed)
         self.running: dict[str, tuple[int, int, Architecture]] = {}
+        self.died: list[str] = []  # of those that run: to be tried again
         self.ended = [candidate for candidate in history if candidate.state != "running"]
         self.seen = {candidate.architecture for candidate in self.ended}
         self.interrupted = {candidate.architecture: candidate.number for candidate in history if candidate.state == "running"}
@@ -99,9 +100,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
         """A worker's configuration, None to wait, or FINISHED. Ray calls this whenever a worker is free."""
+        if self.died:
+            self.running[trial_id] = number, _, architecture = self.running.pop(self.died.pop(0))
+            return self.hooks.started(number, architecture)
         for asked in range(MOST_ASKS):
             if self.limit is not None and self.begun >= self.limit:
-                return str(Searcher.FINISHED)
+                break
             known = self.study.get_trials(deepcopy=False)
             is_waiting = any(trial.state == TrialState.WAITING for trial in known)
             if self.sampler == "tpe" and len(known) > 2 * MOST_MODELLED and not is_waiting:
@@ -158,8 +162,12 @@ class StudySearcher(Searcher):
         return self.next_number - 1
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        number, trial, _ = self.running.pop(trial_id)
+        number, trial, _ = self.running[trial_id]
         candidate = self.hooks.finished(number)
+        if candidate is None:
+            self.died.append(trial_id)
+            return
+        del self.running[trial_id]
         self.ended.append(candidate)
         state = STATES.get(candidate.state, TrialState.FAIL)
         self.study.tell(trial, values_of(candidate.scores) if state == TrialState.COMPLETE else None, state=state)

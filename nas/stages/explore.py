@@ -13,16 +13,15 @@ from nas.proposals.searcher import Hooks, StudySearcher
 from nas.stages.records import Records
 from nas.stages.tutor import TUTOR
 from nas.study.candidates import LATENCY, Candidate
+from nas.study.progress import say
 from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of
+from nas.worker.deaths import Deaths
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import HEARTBEAT, trainable
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.catalog import published_students
 from search_spaces.space import Nearest, SearchSpace
-
-REASON = 400  # characters
-UNKNOWN = "most likely for want of memory"
 
 
 class Exploration:
@@ -33,7 +32,7 @@ class Exploration:
         self.admission, self.context, self.plan, self.tick = admission, admission.context, admission.plan, tick
         self.records = Records(self.context.study, admission.account, tracking)
         self.interrupted = {c.number: c for c in self.context.study.candidates() if c.state == "running"}
-        self.reasons = dict[int, str]()
+        self.deaths = Deaths()
         self.absence: ValueError | None = None  # of workers
 
     def run(self, *, more: float = 0.0) -> None:
@@ -45,7 +44,7 @@ class Exploration:
 
         config = self.context.study.config
         self.admission.allow(more)
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what Tune writes of errors we say in a line
         try:
             with tempfile.TemporaryDirectory(prefix="srlnas-ray-") as scratch:  # Ray's own state is never read again
                 tune.Tuner(
@@ -59,6 +58,7 @@ class Exploration:
                     ),
                     run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[_ticker(self.show)]),
                 ).fit()
+            self.deaths.say(set(), wait=0.0)
         except Exception:
             if self.absence:  # Tune wraps what its callbacks raise
                 raise self.absence from None
@@ -74,6 +74,7 @@ class Exploration:
         except ValueError as error:
             self.absence = error
             raise
+        self.deaths.say(self.records.silent())
         self.tick(self.admission.spent, self.admission.limit)
 
     def _searcher(self) -> StudySearcher:
@@ -133,6 +134,8 @@ class Exploration:
     def _goes_on(self, trial: Mapping[str, Any], text: str) -> bool:
         """Records what a candidate reached; whether it trains on."""
         number, report = trial["number"], checked(json.loads(text))
+        for note in report.get("notes", ()):
+            say(f"candidate-{number}: {note}")
         reached = replace(self.records.charged(number), state=report["state"], error=report.get("error"))
         if report["state"] != "failed":
             reached = replace(reached, rung=report["rung"], scores=report["scores"])
@@ -142,15 +145,17 @@ class Exploration:
         self._record(reached)
         return reached.state in ("running", "complete")
 
-    def _died(self, trial: Mapping[str, Any], reason: str) -> None:
-        """Ray's words, of which the last line says what happened."""
-        lines = [line.strip() for line in reason.splitlines() if line.strip()]
-        self.reasons[trial["number"]] = lines[-1][:REASON] if lines else UNKNOWN
+    def _died(self, trial: Mapping[str, Any], error: Exception | None, reason: str) -> None:
+        number = trial["number"]
+        if self.deaths.again(f"candidate-{number}", reason, error):
+            self.interrupted[number] = self.records.interrupt(number)
 
-    def _finished(self, number: int) -> Candidate:
+    def _finished(self, number: int) -> Candidate | None:
+        if number in self.interrupted:
+            return None
         if self.records.running[number].candidate.state == "running":
-            reason = self.reasons.pop(number, UNKNOWN)
-            self._record(replace(self.records.charged(number), state="failed", error=f"the worker died: {reason}"))
+            error = self.deaths.error(f"candidate-{number}")
+            self._record(replace(self.records.charged(number), state="failed", error=error))
         ended = self.records.end(number)
         if ended.state != "failed":
             self.admission.learn(ended)

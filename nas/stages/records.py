@@ -36,6 +36,11 @@ class Records:
         self.running[candidate.number] = Running(candidate, Arrival(task))
         self.study.record(candidate)
 
+    def silent(self) -> set[str]:
+        """Names of those whose worker gives no sign of life."""
+        arrivals = [running.arrival for running in self.running.values()]
+        return {arrival.name for arrival in arrivals if arrival.is_silent()}
+
     def charged(self, number: int) -> Candidate:
         """A candidate in training, its time until now paid, from when its worker began."""
         running = self.running[number]
@@ -62,6 +67,11 @@ class Records:
         if candidate.number in self.running:
             self.running[candidate.number].candidate = candidate
         self.study.record(candidate)
+
+    def interrupt(self, number: int) -> Candidate:
+        """Its worker died and it is to go on: paid, and what it left is kept."""
+        self.charged(number)
+        return self.running.pop(number).candidate
 
     def end(self, number: int) -> Candidate:
         forget(self.study, f"candidate-{number}")

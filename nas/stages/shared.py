@@ -12,7 +12,7 @@ from nas.study.budget import Account
 from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_alone, train_shared
 from trainers.learning.elastic import check_shared
-from trainers.learning.resume import read_position
+from trainers.learning.resume import kept_position
 
 SPENT_ON = "shared student"
 
@@ -24,11 +24,11 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
     Raises ValueError when the named file is of another space, teacher or recipe, and when its distillation failed.
     """
     study, path = context.study, context.study.folder / SHARED_FILE
-    if not plan.shared_steps or read_position(path).get("tuned", 0) >= plan.shared_steps:
+    if not plan.shared_steps or kept_position(path).get("tuned", 0) >= plan.shared_steps:
         return
     named = named_file(study.config.warm_start)
     source = named or cached_file(context, plan)
-    if source.is_file():
+    if source.is_file() and (named or kept_position(source)):
         check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
         shutil.copy(source, path)
         return

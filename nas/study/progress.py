@@ -1,5 +1,6 @@
 """Output: tables, and progress with what is left on a terminal, a line now and then elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ def console(stderr: bool = False) -> Console:
     """For tables and progress: wide enough for a front, also where output goes to a file."""
     plain = Console(stderr=stderr)
     return plain if plain.width >= NARROWEST else Console(stderr=stderr, width=NARROWEST)
+
+
+def say(text: str) -> None:
+    """A line for what a user should know and need not act on; on a terminal it goes above the progress."""
+    print(f"srlnas: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import ray
 from nas.study.budget import Account, Budget
 from nas.study.config import StudyConfig
 from nas.study.folder import Study
+from nas.worker import own_ray
 
 Item = TypeVar("Item")
 ANSWER_SECONDS = 5
@@ -32,10 +33,12 @@ def connect(address: str | None = None) -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: the front is written first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON and TensorBoard files that nobody reads
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say it in a line
     if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:  # a socket's path has 107 bytes, and Ray's own part of it is long
         os.environ.setdefault("RAY_TMPDIR", "/tmp")
     address = address or os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "include_dashboard": False}
+    own_ray.quiet()
     if address in (None, "", "local"):  # Ray itself would join any cluster that it finds on this machine
         _secret()
         ray.init(address="local", runtime_env=_interpreter(), **common)

@@ -1,18 +1,22 @@
-"""Whether a worker has come for a training: its clock starts then, and one that never comes is an error.
+"""Whether a worker has come for a training, and whether it still lives: its clock starts and ends with that.
 
-A worker says so by a file in the study folder, which every node sees.
+A worker says so by a file in the study folder, which every node sees, again and again while it works.
 """
 
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import ray
+from nas.worker.own_ray import is_own, logs, what_ray_wrote
 
+BEAT = 5.0  # seconds between two signs of life
+LOOK = 1.0  # seconds between two looks at them
+SILENCE = 15.0  # seconds without one after which nothing is charged
 PATIENCE = 60.0  # seconds without a worker, when Ray has said what is wrong
 MOST_PATIENCE = 300.0  # when it has said nothing: a machine may be slow
-SAID = 300  # characters
 
 
 def _file(task: str) -> Path:
@@ -20,11 +24,26 @@ def _file(task: str) -> Path:
     return Path(fields["study"]) / "begun" / str(fields.get("name", "shared student"))
 
 
-def announce(task: str) -> None:
-    """In the worker, before anything that takes time. task: its JSON."""
-    file = _file(task)
+@contextmanager
+def present(task: str) -> Iterator[None]:
+    """In the worker, around all that takes time. task: its JSON."""
+    file, began, end = _file(task), time.monotonic(), threading.Event()
     file.parent.mkdir(exist_ok=True)
-    file.touch()
+    file.write_text("0.0")
+
+    def beat() -> None:
+        while not end.wait(BEAT):
+            try:
+                with file.open("r+") as opened:  # not made anew: the driver takes it away when another worker is asked
+                    opened.write(f"{time.monotonic() - began:.1f}")
+            except OSError:
+                continue
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        end.set()
 
 
 class Arrival:
@@ -33,23 +52,47 @@ class Arrival:
     def __init__(self, task: str) -> None:
         self.file, self.asked = _file(task), time.monotonic()
         self.began: float | None = None
+        self.looked = -LOOK
+        self.lived = 0.0  # seconds from when it began to its last sign of life
         self.paid = 0.0  # of its seconds
         self.file.unlink(missing_ok=True)
 
+    @property
+    def name(self) -> str:
+        return self.file.name
+
     def seconds(self) -> float | None:
-        """Since the worker began, None before."""
+        """Since the worker began, up to its last sign of life where that is long ago; None before."""
+        if (began := self._look()) is None:
+            return None
+        past = time.monotonic() - began
+        return past if past - self.lived < SILENCE else self.lived
+
+    def is_silent(self) -> bool:
+        """Whether the last sign of life of a worker that came is long ago."""
+        return (began := self._look()) is not None and time.monotonic() - began - self.lived >= SILENCE
+
+    def _look(self) -> float | None:
+        """When the worker began, None before. Clocks of two machines differ: of its file's age a beat at most is believed."""
         now = time.monotonic()
+        if self.began is not None and now - self.looked < LOOK:
+            return self.began
+        self.looked = now
+        try:
+            with self.file.open() as opened:  # a network's file system asks its server then
+                self.lived = max(self.lived, float(opened.read() or 0.0))
+        except FileNotFoundError:
+            return self.began
+        except ValueError:  # torn, by a network's file system
+            pass
         if self.began is None:
-            try:
-                ago = time.time() - self.file.stat().st_mtime
-            except FileNotFoundError:
-                return None
-            self.began = max(self.asked, now - max(0.0, ago))  # clocks of two machines differ
-        return now - self.began
+            ago = min(BEAT, max(0.0, time.time() - self.file.stat().st_mtime))
+            self.began = max(self.asked, time.monotonic() - ago - self.lived)
+        return self.began
 
     def owed(self) -> float:
         """Seconds that were not paid."""
-        return (self.seconds() or 0.0) - self.paid
+        return max(0.0, (self.seconds() or 0.0) - self.paid)
 
     def pay(self) -> float:
         """Pays what is owed; returns it."""
@@ -61,33 +104,11 @@ class Arrival:
         """Raises ValueError, with what Ray wrote, when no worker has come for long on a Ray that is this command's own. On a
         cluster others may have taken all room, and a training waits."""
         waited = time.monotonic() - self.asked
-        if waited < PATIENCE or self.seconds() is not None or not _is_own_ray():
+        if waited < PATIENCE or self.seconds() is not None or not is_own():
             return
         said = what_ray_wrote()
         if said or waited > MOST_PATIENCE:
             raise ValueError(
                 f"no worker of Ray has begun a training for {waited:.0f} s; nothing is charged for it. Ray wrote: "
-                f"{said or 'nothing'} (its logs are in {_logs()})"
+                f"{said or 'nothing'} (its logs are in {logs()})"
             )
-
-
-def _node() -> Any:
-    return ray._private.worker._global_node  # Ray says nowhere else whether it is this command's own, and where it logs
-
-
-def _is_own_ray() -> bool:
-    return _node() is not None and bool(_node().head)
-
-
-def _logs() -> Path:
-    return Path(_node().get_logs_dir_path())
-
-
-def what_ray_wrote() -> str:
-    """The last line of the latest that workers, their set-up or the raylet wrote as errors on this node; empty without one."""
-    files = [*_logs().glob("worker-*.err"), *_logs().glob("raylet.err"), *_logs().glob("runtime_env_setup-*.log")]
-    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
-        if lines := [line for line in lines if line and not line.startswith(":")]:  # `:job_id:` is a mark, written by every worker
-            return lines[-1][:SAID]
-    return ""

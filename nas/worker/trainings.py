@@ -2,7 +2,9 @@
 
 import json
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -11,22 +13,26 @@ import ray
 
 from nas.study.budget import Account
 from nas.study.config import StudyConfig
-from nas.worker.presence import Arrival, announce
+from nas.study.progress import say
+from nas.worker.deaths import Deaths
+from nas.worker.presence import Arrival, present
 
 Item = TypeVar("Item")
 HEARTBEAT = 10.0  # seconds between two charges of what runs: a driver that is killed leaves no more than that unpaid
 
 
 def reports(text: str) -> Iterator[dict[str, Any]]:
-    """One training in a worker, a report a rung. Whatever goes wrong comes back as a report: the search goes on."""
-    announce(text)
-    from nas.worker.evaluate import evaluate
-    from nas.worker.task import task_from_json
+    """One training in a worker, a report a rung. Whatever goes wrong comes back as a report: the search goes on.
 
-    task = task_from_json(text)
+    notes: of a report, what a user should know of what came before it."""
     try:
-        for report in evaluate(task):
-            yield {"state": "complete" if report["rung"] == task.rungs else "running", **report}
+        with present(text), _noted() as notes:
+            from nas.worker.evaluate import evaluate
+            from nas.worker.task import task_from_json
+
+            task = task_from_json(text)
+            for report in evaluate(task):
+                yield {"state": "complete" if report["rung"] == task.rungs else "running", "notes": notes(), **report}
     except Exception as error:
         yield {"state": "failed", "error": described(error)}
 
@@ -39,14 +45,31 @@ def run_task(text: str) -> dict[str, Any]:
 
 def train_shared(text: str) -> dict[str, Any]:
     """The making of a study's shared student in a worker: distilled, then tuned."""
-    announce(text)
-    from nas.worker.evaluate import distil_shared
-
     try:
-        distil_shared(**json.loads(text))
+        with present(text), _noted() as notes:
+            from nas.worker.evaluate import distil_shared
+
+            distil_shared(**json.loads(text))
+            return {"state": "complete", "notes": notes()}
     except Exception as error:
         return {"state": "failed", "error": described(error)}
-    return {"state": "complete"}
+
+
+@contextmanager
+def _noted() -> Iterator[Callable[[], list[str]]]:
+    """Gives a function of the checkpoints that were passed over since it was asked last: a worker's terminal is nobody's."""
+    from trainers.learning.resume import PassedOver
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PassedOver)
+
+        def notes() -> list[str]:
+            said = [str(warning.message) for warning in caught]
+            caught.clear()
+            return said
+
+        yield notes
 
 
 def described(error: Exception) -> str:
@@ -60,6 +83,7 @@ class _Running(Generic[Item]):
 
     item: Item
     arrival: Arrival
+    task: str
 
 
 def run_tasks(
@@ -73,7 +97,8 @@ def run_tasks(
     tick: Callable[[float], None],
     admit: Callable[[Item, Sequence[tuple[Item, float]]], bool] = lambda item, running: True,
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Trains the items in Ray workers, in their order; each with its report as it ends.
+    """Trains the items in Ray workers, in their order; each with its report as it ends. One that died of its surroundings is tried
+    again (`Deaths`).
 
     task_json: the task of an item, for `function`. charge: hears the wall seconds of each, bit by bit while it runs, from when its
     worker began. tick: hears, about every second, for how many seconds the ones that run have run. admit: whether to begin an item
@@ -81,7 +106,7 @@ def run_tasks(
     Raises ValueError when no worker comes.
     """
     remote = ray.remote(function).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
-    waiting, running = list(items), dict[Any, _Running[Item]]()
+    waiting, running, deaths = list(items), dict[Any, _Running[Item]](), Deaths()
 
     def pay(one: _Running[Item], interval: float = 0.0) -> None:
         if one.arrival.owed() > interval:
@@ -90,21 +115,32 @@ def run_tasks(
     def past() -> list[tuple[Item, float]]:
         return [(one.item, one.arrival.seconds() or 0.0) for one in running.values()]
 
+    def begin(item: Item, task: str) -> None:
+        arrival = Arrival(task)
+        running[remote.remote(task)] = _Running(item, arrival, task)
+
     try:
         while True:
             while waiting and len(running) < workers:
                 if admit(item := waiting.pop(0), past()):
-                    task = task_json(item)
-                    arrival = Arrival(task)
-                    running[remote.remote(task)] = _Running(item, arrival)
+                    begin(item, task_json(item))
             if not running:
+                deaths.say(set(), wait=0.0)
                 return
             for reference in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
                 pay(running[reference])
-                yield running.pop(reference).item, _report(reference)
+                one = running.pop(reference)
+                report = _report(reference, one.arrival.name, deaths)
+                if report is None:
+                    begin(one.item, one.task)
+                    continue
+                for note in report.pop("notes", ()):
+                    say(f"{one.arrival.name}: {note}")
+                yield one.item, report
             for one in running.values():
                 pay(one, HEARTBEAT)
                 one.arrival.check()
+            deaths.say({one.arrival.name for one in running.values() if one.arrival.is_silent()})
             tick(sum(seconds for _, seconds in past()))
     finally:
         for one in running.values():
@@ -135,11 +171,12 @@ def run_alone(
     return report
 
 
-def _report(reference: Any) -> dict[str, Any]:
+def _report(reference: Any, name: str, deaths: Deaths) -> dict[str, Any] | None:
+    """Of a training that ended; None where it is to be tried again."""
     try:
         report: dict[str, Any] = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return {"error": f"the worker died: {str(error).splitlines()[0]}"}
+        return None if deaths.again(name, str(error), error) else {"error": deaths.error(name)}
     return report
 
 

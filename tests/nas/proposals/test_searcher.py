@@ -158,6 +158,29 @@ def test_a_worker_that_died_frees_its_place() -> None:
     assert isinstance(searching.suggest("b"), dict) and len(driver.begun) == 2
 
 
+def test_what_is_to_be_tried_again_comes_before_anything_else_and_counts_once() -> None:
+    """Also behind the last candidate: the search does not end while one is to be tried again."""
+
+    class Dying(Driver):
+        deaths = 2
+
+        def finished(self, number: int) -> Candidate | None:  # type: ignore[override]
+            self.deaths -= 1
+            return None if self.deaths >= 0 else super().finished(number)
+
+    searching = searcher(driver := Dying(), limit=2)
+    assert isinstance(searching.suggest("a"), dict) and isinstance(searching.suggest("b"), dict)
+    assert searching.suggest("c") is None  # waits: one of both may die
+    searching.on_trial_complete("a", error=True)
+    assert searching.suggest("c") == {"task": "0"} and searching.suggest("d") is None
+    searching.on_trial_complete("c", error=True)
+    assert searching.suggest("d") == {"task": "0"}
+    for trial_id in "bd":
+        searching.on_trial_complete(trial_id, {})
+    assert searching.suggest("e") == Searcher.FINISHED and list(driver.begun) == [0, 1]
+    assert [trial.state for trial in searching.study.trials] == [TrialState.COMPLETE] * 2
+
+
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not() -> None:
     def proposals(seed: int) -> list[str]:
         driver = Driver()

@@ -1,4 +1,4 @@
-"""When a training's clock starts: a worker says so, also on a machine whose clock differs."""
+"""When a training's clock starts and ends: a worker says so, also on a machine whose clock differs."""
 
 import json
 import os
@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from nas.worker import presence
-from nas.worker.presence import Arrival, announce, what_ray_wrote
+from nas.worker import own_ray, presence
+from nas.worker.own_ray import what_ray_wrote
+from nas.worker.presence import Arrival, present
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
     return json.dumps({"study": str(tmp_path), "name": "candidate-3"})
+
+
+def announce(task: str) -> None:
+    """A worker that comes, and says nothing more."""
+    with present(task):
+        pass
 
 
 def test_a_training_that_waits_takes_no_time(task: str) -> None:
@@ -53,8 +60,33 @@ def test_every_second_is_paid_once(task: str) -> None:
     assert arrival.paid == pytest.approx(first)
 
 
+def test_nothing_is_owed_for_a_worker_that_gives_no_sign_of_life(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the silence before that is seen; all of it where the worker lives."""
+    for name, seconds in (("BEAT", 0.1), ("LOOK", 0.0), ("SILENCE", 0.6)):
+        monkeypatch.setattr(presence, name, seconds)
+    arrival = Arrival(task)
+    with present(task):
+        time.sleep(1.0)
+        assert (arrival.seconds() or 0) >= 0.9 and not arrival.is_silent()
+        paid = arrival.pay()
+    time.sleep(1.0)
+    assert arrival.is_silent() and arrival.owed() <= 0.6
+    lived = arrival.seconds()
+    time.sleep(0.3)
+    assert arrival.seconds() == lived and arrival.pay() + paid < 2.0
+
+
+def test_a_worker_of_before_does_not_come_back(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was taken for dead goes on writing: the driver waits for another."""
+    monkeypatch.setattr(presence, "BEAT", 0.05)
+    with present(task):
+        arrival = Arrival(task)
+        time.sleep(0.3)
+        assert arrival.seconds() is None
+
+
 def test_a_mark_of_every_worker_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "_logs", lambda: tmp_path)
+    monkeypatch.setattr(own_ray, "logs", lambda: tmp_path)
     worker = tmp_path / "worker-1-01000000-7.err"
     worker.write_text(":job_id:01000000\n:task_name:run_task\n")
     assert what_ray_wrote() == ""

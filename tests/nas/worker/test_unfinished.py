@@ -10,7 +10,8 @@ import pytest
 from nas.study.config import StudyConfig
 from nas.study.folder import Study, create_study
 from nas.worker.evaluate import evaluate
-from nas.worker.task import Task
+from nas.worker.task import Task, task_json
+from nas.worker.trainings import reports
 from nas.worker.unfinished import FOLDERS
 from search_spaces.architecture import Architecture, Baseline
 from trainers.importing.synthetic import speak_corpus
@@ -122,3 +123,20 @@ def test_tasks_that_share_a_distillation_make_it_once(study: Study, count: Calla
     assert [count(task), count(replace(task, name="frozen", tuning={"frozen": True}))] == [18, 12]
     assert left(study) == {"distilled/seed-0.safetensors"}
     (study.folder / "distilled/seed-0.safetensors").unlink()
+
+
+def test_a_damaged_checkpoint_is_told_with_the_report(
+    study: Study, count: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainers.learning.distill import update
+
+    task = student_task(study, name="damaged", distill_steps=0, start="random")
+    count(task, 5)
+    kept = study.folder / "tuned/damaged.safetensors"
+    kept.write_bytes(kept.read_bytes()[:1000])
+    monkeypatch.setattr("trainers.learning.finetune.update", update)  # nothing cuts it now
+    (report,) = reports(task_json(task))
+    assert report["state"] == "complete" and report["rung"] == 1
+    (note,) = report["notes"]
+    assert "tuned/damaged.safetensors is damaged" in note and "begins anew" in note
+    assert not left(study)

@@ -1,0 +1,94 @@
+"""Ray where this command started it: where it logs, and what becomes of the command when it dies."""
+
+import _thread
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+WITHOUT = ("raylet", "gcs_server")  # processes without which no training comes back
+LOOK = 0.5  # seconds between two looks at them
+GRACE = 30.0  # seconds for the command to end by itself: calls to a Ray that is gone wait for a minute, and cannot be interrupted
+SAID = 300  # characters
+
+
+def node() -> Any:
+    return ray._private.worker._global_node  # Ray says nowhere else whether it is this command's own, and where it logs
+
+
+def is_own() -> bool:
+    return node() is not None and bool(node().head)
+
+
+def logs() -> Path:
+    return Path(node().get_logs_dir_path())
+
+
+def what_ray_wrote() -> str:
+    """The last line of the latest that workers, their set-up or the raylet wrote as errors on this node; empty without one."""
+    files = [*logs().glob("worker-*.err"), *logs().glob("raylet.err"), *logs().glob("runtime_env_setup-*.log")]
+    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
+        if lines := [line for line in lines if line and not line.startswith(":")]:  # `:job_id:` is a mark, written by every worker
+            return lines[-1][:SAID]
+    return ""
+
+
+def quiet() -> None:
+    """What Ray pushes to its driver's terminal, hundreds of lines of a raylet's log, is in its log files too."""
+    ray._private.worker.print_to_stdstream = lambda *data, **options: None
+
+
+class Watch:
+    """A thread that looks whether Ray still runs, and interrupts the main thread when it does not."""
+
+    def __init__(self, command: str) -> None:
+        """command: that goes on afterwards."""
+        self.command, self.gone, self.left = command, "", threading.Event()
+
+    def said(self) -> str:
+        return (
+            f"Ray's {self.gone} on this machine died, and all trainings with it; nothing is charged for them any more, and "
+            f"`{self.command}` goes on from their checkpoints (Ray's logs are in {logs()})"
+        )
+
+    def look(self) -> bool:
+        """Whether Ray of this command's own has died."""
+        dead = [kind for kind, _ in node().dead_processes() if kind in WITHOUT] if is_own() else []
+        self.gone = self.gone or (dead[0] if dead else "")
+        return bool(self.gone)
+
+    def run(self) -> None:
+        while not self.left.wait(LOOK):
+            if self.look():
+                _thread.interrupt_main()
+                self._end()
+
+    def _end(self) -> None:
+        has_left = self.left.wait(GRACE)
+        if has_left:
+            threading.Event().wait(GRACE)  # the main thread writes what it has to write
+        else:
+            print(f"srlnas: {self.said()}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+@contextmanager
+def watched(command: str) -> Iterator[None]:
+    """For a block of work in the main thread. Raises ValueError, whatever the block raised of it, when Ray of this command's own
+    has died. command: that goes on with the work."""
+    watch = Watch(command)
+    threading.Thread(target=watch.run, daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        if watch.look():
+            raise ValueError(watch.said()) from error
+        raise
+    finally:
+        watch.left.set()
