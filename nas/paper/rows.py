@@ -64,7 +64,7 @@ class Rows:
     def steps(self) -> tuple[int, int]:
         """Of distillation and of fine-tuning."""
         config = self.context.study.config
-        assert config.distill_steps and config.finetune_steps, "an experiment names its steps"
+        assert config.distill_steps is not None and config.finetune_steps, "an experiment names its steps"
         return config.distill_steps, config.finetune_steps
 
     def settings(self) -> Iterator[Row]:

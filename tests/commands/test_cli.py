@@ -114,7 +114,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("reproduce", "--rates", "fast"), "--rates is 'fast'"),
         (("reproduce", "--seeds", "0"), "at least one seed"),
         (("reproduce", "--seeds", "2", "--seeds-alone", "3"), "it is from 0 to the seeds of the joint rows, 2"),
-        (("reproduce", "--distill-steps", "0"), "distill_steps is 0"),
+        (("reproduce", "--distill-steps", "-1"), "distill_steps is -1"),
         (("reproduce", "--student", "wide.json", "--student", "./wide.json"), "2 files of 1 names"),
         (("reproduce", "--student", "Teacher.json"), "name the file otherwise"),
         (("reproduce", "--student", "nobody"), "there is no nobody"),

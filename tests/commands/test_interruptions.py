@@ -128,7 +128,8 @@ def test_workers_that_are_killed_lose_nothing(on_known_machine: Path, tiny_searc
     assert not (study / "tuned").exists()
 
 
-def test_ray_that_dies_is_said_in_a_line(on_known_machine: Path, tiny_search: Options) -> None:
+@pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_ray_that_dies_is_said_in_a_line(part: str, on_known_machine: Path, tiny_search: Options) -> None:
     """With the command that goes on; what its candidate had used is paid, and no more."""
     arguments = ["search", *tiny_search, "--steps", "300", "--candidates", "1", "--cpus", "2", "--name", "lost"]
     arguments += without_a_tutor(on_known_machine)
@@ -137,12 +138,12 @@ def test_ray_that_dies_is_said_in_a_line(on_known_machine: Path, tiny_search: Op
     until(started, lambda: any((on_known_machine / "studies/lost/begun").glob("candidate-*")))
     began = time.monotonic()
     time.sleep(3)
-    (raylet,) = below(started.pid, b"/raylet/raylet\0")
-    os.kill(raylet, signal.SIGKILL)
+    (process,) = below(started.pid, f"/{part}\0".encode())
+    os.kill(process, signal.SIGKILL)
     out, err = started.communicate(timeout=120)
     wall = time.monotonic() - began
     assert started.returncode == 2, out + err
-    assert len(err.strip().splitlines()) == 1 and "raylet on this machine died" in err
+    assert len(err.strip().splitlines()) == 1 and f"Ray's {part} on this machine died" in err
     assert "`srlnas search --resume lost` goes on" in err and "state-dump" not in out and "Traceback" not in out
     spent = open_folder(on_known_machine / "studies/lost").ledger.by_purpose()["candidates"]
     assert 0 < spent <= 2 * (wall + 5)
@@ -160,6 +161,7 @@ main()
 def test_a_worker_that_never_comes_is_said_and_costs_nothing(on_known_machine: Path, tiny_search: Options) -> None:
     """Ray's own words are in the line; the ledger has nothing for candidates."""
     command = [sys.executable, "-c", NO_WORKERS, "search", *tiny_search, "--candidates", "1", "--name", "alone"]
+    command += without_a_tutor(on_known_machine)
     done = subprocess.run(command, cwd=on_known_machine, capture_output=True, text=True)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "no worker of Ray has begun a training" in done.stderr
