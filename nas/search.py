@@ -97,17 +97,6 @@ def check_any_final(study: Study) -> None:
         )
 
 
-def check_any_final(study: Study) -> None:
-    """Raises ValueError, with a reason, when no finalist was trained."""
-    finalists = [final for final in read_finals(study) if final.role == "finalist"]
-    if not any(final.scores for final in finalists):
-        reason = next((f"{final.name}: {final.error}" for final in finalists if final.error), "the budget had no room")
-        raise ValueError(
-            f"no finalist of {len(finalists)} was trained; {reason}; the front of the candidates is in {study.folder}, and "
-            f"`srlnas search --resume {study.config.name}` tries again"
-        )
-
-
 def check_any_complete(study: Study) -> None:
     """Raises ValueError, with a reason, when no candidate finished."""
     candidates = study.candidates()
