@@ -39,8 +39,7 @@ class Forecast:
         """Corrects what was told where it is off by now. alone: as the field, after the step that ended."""
         self.alone = alone
         to_go, said = self.to_go(), self.told - self.clock()
-        if abs(to_go - said) > WORTH_TELLING * self.whole:
+        now, before = in_clock(to_go), in_clock(max(0.0, said))
+        if abs(to_go - said) > WORTH_TELLING * self.whole and now != before:
             self.told = self.clock() + to_go
-            self.console.print(
-                f"plan corrected after {what}: about {in_clock(to_go)} to go, not {in_clock(max(0.0, said))}", highlight=False
-            )
+            self.console.print(f"plan corrected after {what}: about {now} to go, not {before}", highlight=False)
