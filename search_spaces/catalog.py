@@ -55,7 +55,7 @@ def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
             teacher,
             wave=_at_most(teacher.front_width, (32, 48, 64, 96)),
             mel=_at_most(teacher.front_width, (32, 48, 64, 96)),
-            bc=(32, 64, 96, 256),
+            bc=(32, 64, 96),
         ),
         frame_strides=(1, 2),
         widths=_at_most(teacher.width, (80, 96, 128, 160, 192), geometry.position_groups),
