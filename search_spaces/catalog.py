@@ -48,19 +48,20 @@ def _paper(teacher: Architecture, geometry: Geometry) -> SearchSpace:
 
 
 def _edge(teacher: Architecture, geometry: Geometry) -> SearchSpace:
-    """Small students, of about the same size whatever the teacher: from about 0.02 M weights, with layers from 0.1 M."""
+    """Small students, of about the same size whatever the teacher: from about 0.02 M weights, with layers from 0.1 M, up to a few
+    million."""
     return SearchSpace(
         name="edge",
         front_widths=_fronts(
             teacher,
             wave=_at_most(teacher.front_width, (32, 48, 64, 96)),
-            mel=_at_most(teacher.front_width, (32, 48, 64, 96)),
+            mel=_at_most(teacher.front_width, (32, 64, 96, 128, 256)),
             bc=(32, 64, 96),
         ),
         frame_strides=(1, 2),
-        widths=_at_most(teacher.width, (80, 96, 128, 160, 192), geometry.position_groups),
-        heads=_at_most(max(teacher.heads), (1, 2, 3)),
-        ffn_dims=_at_most(max(teacher.ffn_dims), (128, 256, 384, 512)),
+        widths=_at_most(teacher.width, (80, 128, 192, 256, 384), geometry.position_groups),
+        heads=_at_most(max(teacher.heads), (1, 2, 4)),
+        ffn_dims=_at_most(max(teacher.ffn_dims), (128, 256, 512)),
         kept_layers=((), *_kept_layers(teacher.depth, range(1, 5))),
     )
 

@@ -1,7 +1,9 @@
 """What a search decides about its end: which candidates are trained at full length, beside which references, and how long."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,16 +129,22 @@ class Choice:
         return [*self._members(candidates), *self._references(self.plan.full_steps)]
 
     def _longest(self, candidates: Sequence[Candidate]) -> int:
-        """Steps of so many finalists with their references, 0 where they do not fit."""
+        """Steps of so many finalists with their references, 0 where they do not fit. References that are no shorter than finalists
+        go before length: against others no claim is made."""
         share = REFERENCE_SHARE * self.account.left / self.account.resources
 
-        def cost(steps: int) -> float:
+        def cost(steps: int, *, whole: bool = False) -> float:
             finalists = [self.seconds(final) for final in self._finalists(candidates, steps)]
             # the first finalist again: it stands for the scratch reference
-            references = [min(share, seconds) for seconds in (finalists[0], *map(self.seconds, self._references(steps)))]
-            return self.account.resources * (sum(finalists) + sum(references))
+            references = [finalists[0], *map(self.seconds, self._references(steps))]
+            if whole and max(references) > share:
+                return math.inf
+            return self.account.resources * (sum(finalists) + sum(min(share, seconds) for seconds in references))
 
-        return full_steps(self.account.left, cost, self.plan, self.context.study.config.full_length)
+        def longest(cost: Callable[[int], float]) -> int:
+            return full_steps(self.account.left, cost, self.plan, self.context.study.config.full_length)
+
+        return longest(functools.partial(cost, whole=True)) or longest(cost)
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
         begun = {final.candidate for final in recorded if not final.source}

@@ -138,7 +138,7 @@ def build_student(context: Context, architecture: Network, start: Start, *, dist
         return shared_student(str(context.study.folder.resolve())).extract(architecture)
     student = make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
     if start == "kept layers" and recipe.fit_windows and isinstance(architecture, Architecture) and architecture.depth:
-        fit_student(student, context.targets, context.lesson, recipe)
+        fit_student(student, context.targets, context.lesson)
     return student
 
 

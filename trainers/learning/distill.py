@@ -43,14 +43,14 @@ def _fitting(targets: Targets, windows: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def fit_student(student: Student, targets: Targets, lesson: Lesson, recipe: Recipe) -> None:
+def fit_student(student: Student, targets: Targets, lesson: Lesson) -> None:
     """Distillation in closed form of a student that inherited from its teacher: encoder, then prediction layers.
 
     lesson: of `lesson_of` these targets; the student goes to its device."""
     device = lesson.audio.device
     encoder, teacher = student.to(device).encoder, targets.teacher.encoder.to(device)
     assert isinstance(encoder, SpeechEncoder), "a baseline inherits nothing"
-    states = fit(encoder, teacher, lesson, recipe.narrowing)
+    states = fit(encoder, teacher, lesson)
     if not student.predicted_layers:
         return
     targeted = targets.batch(_fitting(targets, len(lesson.audio)), device)

@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.networks.choosing import explaining
 from trainers.networks.encoder import BroadcastFront, Layer, SpeechEncoder, WhisperFront, convolve
-from trainers.networks.inherit import Narrowing, inherit_layer, inside, kept_channels
+from trainers.networks.inherit import inherit_layer, inherit_stream, inherit_whisper_front, inside
 
 RIDGE = 1e-3  # of each input's power
+FLOOR = 1e-3  # of the inputs' mean power
 TRUST = 3e-2  # ridge on a change of the stream, of the mean power of the map back
 ROUNDS = 6
 SAME = 2e-3  # half precision
@@ -37,13 +39,16 @@ class Lesson:
 
     audio: (windows, samples). front: what its convolutions or projection make, before positions; sums: what enters layer 1, then
     the stream after each attention and feed-forward, before a norm that follows; each (windows, frames, width), in half precision.
-    powers: that each head and each unit adds to the stream, (heads,) and (units,) by turns.
+    orders: in which a student takes over heads and units, (heads,) and (units,) by turns; convolved: likewise the channels of a
+    Whisper's first convolution, none of other fronts; streams: those of the residual stream, for the last layer that it keeps.
     """
 
     audio: Tensor
     front: Tensor
     sums: tuple[Tensor, ...]
-    powers: tuple[Tensor, ...]
+    orders: tuple[Tensor, ...]
+    convolved: Tensor
+    streams: tuple[Tensor, ...]
 
 
 @torch.no_grad()
@@ -52,21 +57,29 @@ def listen(teacher: SpeechEncoder, audio_bn: Tensor) -> Lesson:
     of its layers than 128, and 512 a little more; a third of the frames of 512 windows explains less."""
     heard = teacher.heard(audio_bn)
     front, x = _entering(teacher, heard)
-    sums, powers = [x.half()], list[Tensor]()
+    sums, orders = [x.half()], list[Tensor]()
     bias = None if teacher.relative is None else teacher.relative(x.shape[1])
     for half in _all_halves(teacher, bias):
         gathered = half.gather(half.hear(x))
-        powers.append(written(half.writer, gathered, half.size))
-        total = x + half.writer(gathered)
+        written = half.writer(gathered)
+        orders.append(explaining(gathered, written, half.size))
+        total = x + written
         sums.append(total.half())
         x = half.leave(total)
-    return Lesson(audio=audio_bn, front=front.half(), sums=tuple(sums), powers=tuple(powers))
+    return Lesson(
+        audio=audio_bn,
+        front=front.half(),
+        sums=tuple(sums),
+        orders=tuple(orders),
+        convolved=_convolved(teacher, heard, front),
+        streams=tuple(_stream(_leaving(teacher, front), total.float()) for total in sums[2::2]),
+    )
 
 
 @torch.no_grad()
-def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowing: Narrowing = "importance") -> list[Tensor]:
-    """Overwrites the weights of a student with layers that has inherited from its teacher by the same `narrowing`; norms, positions
-    and all but the last convolution of the front end stay. Heads and units are chosen anew: those that write most on this speech.
+def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson) -> list[Tensor]:
+    """Overwrites the weights of a student with layers that has inherited from its teacher. What it takes over of the residual
+    stream, of heads, units and a Whisper's first convolution is chosen anew, on this speech; the convolutions of `wave` stay.
     All is on one device. Returns what the student now computes on the lesson, as its `forward` does in evaluation.
     """
     assert student.architecture.depth, "without layers there is nothing to fit"
@@ -74,8 +87,12 @@ def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowin
     if isinstance(student.front, BroadcastFront):
         settle(student.front, torch.split(student.heard(lesson.audio), BATCH))
     student.eval()
-    channels = kept_channels(student, teacher, narrowing)
+    channels = lesson.streams[student.architecture.kept_layers[-1] - 1][: student.architecture.width].sort().values
+    inherit_stream(student, teacher, channels)
     stride, sides = student.architecture.frame_stride, list(_all_halves(teacher))
+    if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
+        count = student.front.convolutions[0].out_channels
+        inherit_whisper_front(student.front, teacher.front, channels, lesson.convolved[:count].sort().values)
     ours = _fit_front(student, lesson, channels)
     states = [ours]
     for layer, number in zip(student.layers, student.architecture.kept_layers):
@@ -88,7 +105,7 @@ def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson, narrowin
             states.append(ours)
             continue
         halves = list(_halves(layer))
-        kept = [_strongest(lesson.powers[first + i], half) for i, half in enumerate(halves)]
+        kept = [_first(lesson.orders[first + i], half) for i, half in enumerate(halves)]
         inherit_layer(layer, source, channels, *kept)
         for half, side, x_btw, total, rows in zip(halves, sides[first:], entering, lesson.sums[first + 1 :], kept):
             ours = _fit_half(half, side, ours, x_btw, total.float(), rows, stride)
@@ -177,10 +194,10 @@ def _entered(sides: Sequence[_Half], lesson: Lesson, at: int) -> Tensor:
     return sides[at - 1].leave(before) if at else before
 
 
-def _strongest(power: Tensor, half: _Half) -> Tensor:
-    """Channels of the teacher's heads or units that the student's half takes over, in their order."""
+def _first(order: Tensor, half: _Half) -> Tensor:
+    """Channels of the teacher's heads or units that the student's half takes over, rising."""
     count = half.writer.in_features // half.size
-    return inside(power.topk(count).indices.sort().values, half.size)
+    return inside(order[:count].sort().values, half.size)
 
 
 def _fit_half(half: _Half, side: _Half, ours: Tensor, theirs: Tensor, total: Tensor, rows: Tensor, stride: int) -> Tensor:
@@ -194,14 +211,6 @@ def _fit_half(half: _Half, side: _Half, ours: Tensor, theirs: Tensor, total: Ten
     return half.leave(ours + half.writer(gathered))
 
 
-def written(writer: nn.Linear, gathered: Tensor, size: int) -> Tensor:
-    """(groups,): the power that each group of `size` channels of `gathered` (..., groups x size) adds to the stream."""
-    x_ngd = torch.unflatten(gathered.flatten(0, -2), -1, (-1, size))
-    x_ngd = x_ngd - x_ngd.mean(0)
-    weight_wgd = torch.unflatten(writer.weight, -1, (-1, size))
-    return torch.einsum("wgd,gde,wge->g", weight_wgd, torch.einsum("ngd,nge->gde", x_ngd, x_ngd), weight_wgd)
-
-
 def _entering(encoder: SpeechEncoder, audio_bn: Tensor) -> tuple[Tensor, Tensor]:
     """What the convolutions or the projection make, and what enters layer 1; both (windows, steps, width)."""
     made = []
@@ -212,7 +221,22 @@ def _entering(encoder: SpeechEncoder, audio_bn: Tensor) -> tuple[Tensor, Tensor]
         else:
             made.append(encoder.projection(encoder.stacked(encoder.front_norm(encoder.front(part_bn, None)))))
     front = torch.cat(made)
-    return front, encoder.placed(F.gelu(front) if isinstance(encoder.front, WhisperFront) else front)
+    return front, encoder.placed(_leaving(encoder, front))
+
+
+def _leaving(encoder: SpeechEncoder, front: Tensor) -> Tensor:
+    """What the front end gives to the residual stream."""
+    return F.gelu(front) if isinstance(encoder.front, WhisperFront) else front
+
+
+def _stream(left: Tensor, total: Tensor) -> Tensor:
+    """The order of the stream's channels, by how well they explain, as the front end leaves them, all that it leaves and the total
+    after a layer; all channels alike."""
+    return explaining(left, torch.cat([_alike(left), _alike(total)], -1), 1)
+
+
+def _alike(x: Tensor) -> Tensor:
+    return x / x.flatten(0, -2).std(0).clamp(min=SMALLEST_DEVIATION)
 
 
 def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tensor:
@@ -220,8 +244,7 @@ def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tens
     parts, stride = torch.split(student.heard(lesson.audio), BATCH), student.architecture.frame_stride
     wanted = lesson.front.float()[..., channels]
     if isinstance(student.front, WhisperFront):
-        first, second = student.front.convolutions
-        heard = torch.cat([_taps(second, F.gelu(convolve(first, student.front.mel(part_bn)))) for part_bn in parts])
+        second, heard = student.front.convolutions[1], _read_by_second(student.front, student.heard(lesson.audio))
         linear = nn.Linear(heard.shape[-1], second.out_channels, device=heard.device)
         assert second.bias is not None
         linear.weight.copy_(second.weight.flatten(1))
@@ -238,6 +261,20 @@ def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tens
         second.bias.copy_(linear.bias)
         made = F.gelu(made)
     return student.placed(made)
+
+
+def _convolved(teacher: SpeechEncoder, heard_bn: Tensor, front: Tensor) -> Tensor:
+    """The order of the first convolution's channels, by what the second makes of them, all of its channels alike."""
+    if not isinstance(teacher.front, WhisperFront):
+        return torch.zeros(0, dtype=torch.long, device=front.device)
+    taps = teacher.front.convolutions[1].kernel_size[0]
+    return explaining(_read_by_second(teacher.front, heard_bn), _alike(front), taps)
+
+
+def _read_by_second(front: WhisperFront, audio_bn: Tensor) -> Tensor:
+    """(windows, samples) -> (windows, steps, channels x taps): what each output of the second convolution reads."""
+    first, second = front.convolutions
+    return torch.cat([_taps(second, F.gelu(convolve(first, front.mel(part_bn)))) for part_bn in torch.split(audio_bn, BATCH)])
 
 
 def _taps(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
@@ -303,6 +340,9 @@ def _set(linear: nn.Linear, weight_io: Tensor) -> None:
 
 
 def _solve(power_ii: Tensor, cross_io: Tensor) -> Tensor:
-    """(power + ridge)^-1 cross. The ridge is relative to each input's own power, as powers of channels differ a thousandfold."""
-    ridged = power_ii + torch.diag(RIDGE * power_ii.diagonal() + torch.finfo(power_ii.dtype).tiny)
+    """(power + ridge)^-1 cross. The ridge is relative to each input's own power, as powers of channels differ a thousandfold, and
+    to their mean: what is hardly heard keeps its weight. Without that, channels that a norm has all but silenced got weights in
+    the thousands, which explained no more and made a training in bfloat16 noise."""
+    power_i = power_ii.diagonal()
+    ridged = power_ii + torch.diag(RIDGE * power_i + FLOOR * power_i.mean() + torch.finfo(power_ii.dtype).tiny)
     return torch.cholesky_solve(cross_io, torch.linalg.cholesky(ridged))

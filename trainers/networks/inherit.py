@@ -49,15 +49,15 @@ def inherit(student: SpeechEncoder, teacher: SpeechEncoder, narrowing: Narrowing
     _check_fits(student, teacher)
     choose, channels = CHOICES[narrowing], kept_channels(student, teacher, narrowing)
     if isinstance(student.front, WhisperFront) and isinstance(teacher.front, WhisperFront):
-        _inherit_whisper_front(student.front, teacher.front, channels, choose)
+        front = choose(_convolved_importance(teacher.front), a.front_width)
+        inherit_whisper_front(student.front, teacher.front, channels, front)
     elif isinstance(student.front, WaveFront) and isinstance(teacher.front, WaveFront):
         front = _inherit_front(student.front, teacher.front, _projection_importance(teacher), choose)
         _copy_norm(student.front_norm, teacher.front_norm, front)
         # two frames are projected together with half the weight each: the projection of their mean
         student.projection.weight.copy_(teacher.projection.weight[channels][:, front].repeat(1, a.frame_stride) / a.frame_stride)
         student.projection.bias.copy_(teacher.projection.bias[channels])
-    _inherit_positions(student, teacher, channels)
-    _copy_norm(student.norm, teacher.norm, channels)
+    inherit_stream(student, teacher, channels)
     for layer, kept in zip(student.layers, a.kept_layers):
         source = teacher.layers[kept - 1]
         assert isinstance(layer, Layer) and isinstance(source, Layer)
@@ -147,20 +147,30 @@ def _inherit_front(student: WaveFront, teacher: WaveFront, projected: Tensor, ch
     return inputs
 
 
-def _inherit_whisper_front(student: WhisperFront, teacher: WhisperFront, channels: Tensor, choose: Choose) -> None:
-    """As `_inherit_front`. No norm follows, so the second convolution's own weights are set to sound as the teacher's do.
+def _convolved_importance(teacher: WhisperFront) -> Tensor:
+    """(front width,), as in `_inherit_front`."""
+    return _noise_convolved(teacher).square().mean((0, 1)) * teacher.convolutions[1].weight.square().sum((0, 2))
 
-    channels: (student width,) of the residual stream, which the second convolution writes.
+
+def _noise_convolved(teacher: WhisperFront) -> Tensor:
+    """(windows, frames, front width): what its first convolution makes of pink noise."""
+    first, _ = teacher.convolutions
+    return F.gelu(convolve(first, teacher.mel(LOUDNESS * _pink_noise()[..., 0].to(first.weight.device))))
+
+
+def inherit_whisper_front(student: WhisperFront, teacher: WhisperFront, channels: Tensor, front: Tensor) -> None:
+    """No norm follows the convolutions, so the second one's own weights are set to sound as the teacher's do on pink noise.
+
+    channels: (student width,) of the residual stream, which the second convolution writes. front: (student front width,) of the
+    first one's.
     """
     (first, second), (our_first, our_second) = teacher.convolutions, student.convolutions
-    mel = teacher.mel(LOUDNESS * _pink_noise()[..., 0].to(first.weight.device))
-    theirs = F.gelu(convolve(first, mel))
-    front = choose(theirs.square().mean((0, 1)) * second.weight.square().sum((0, 2)), our_first.out_channels)
     assert our_first.bias is not None and first.bias is not None and our_second.bias is not None and second.bias is not None
     our_first.weight.copy_(first.weight[front])
     our_first.bias.copy_(first.bias[front])
     weight, bias = second.weight[channels][:, front], second.bias[channels]
     if len(front) < first.out_channels:
+        theirs = _noise_convolved(teacher)
         wanted = convolve(second, theirs)[..., channels]
         states = F.conv1d(theirs[..., front].transpose(1, 2), weight, bias, second.stride, second.padding).transpose(1, 2)
         scale = wanted.std((0, 1)) / states.std((0, 1)).clamp(min=SMALLEST_DEVIATION)
@@ -187,6 +197,12 @@ def _sound_alike(norm: nn.LayerNorm, states: Tensor, wanted: Tensor) -> None:
     scale = wanted.std((0, 1)) / plain.std((0, 1)).clamp(min=SMALLEST_DEVIATION)
     norm.weight.copy_(scale)
     norm.bias.copy_(wanted.mean((0, 1)) - scale * plain.mean((0, 1)))
+
+
+def inherit_stream(student: SpeechEncoder, teacher: SpeechEncoder, channels: Tensor) -> None:
+    """Positions and the encoder's own norm. channels: of the residual stream, (width,)."""
+    _inherit_positions(student, teacher, channels)
+    _copy_norm(student.norm, teacher.norm, channels)
 
 
 def _inherit_positions(student: SpeechEncoder, teacher: SpeechEncoder, channels: Tensor) -> None:

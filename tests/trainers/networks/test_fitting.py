@@ -158,6 +158,18 @@ def test_regression_finds_the_map_that_made_the_data(inputs: int, outputs: int, 
         assert (linear(heard) - wanted).square().mean() < 1e-5 * before + 1e-9
 
 
+@torch.no_grad()
+def test_what_is_hardly_heard_keeps_its_weight() -> None:
+    """A norm that has all but silenced a channel would else be answered by a weight in the thousands."""
+    generator = torch.Generator().manual_seed(0)
+    x, true = torch.randn(500, 8, generator=generator), torch.randn(8, 3, generator=generator)
+    linear = nn.Linear(8, 3)
+    own = linear.weight.detach().clone()
+    regress([linear], x * torch.tensor([1.0] * 7 + [1e-5]), [x @ true])
+    torch.testing.assert_close(linear.weight[:, 7], own[:, 7], atol=0.1, rtol=0.0)
+    torch.testing.assert_close(linear.weight[:, :7].T, true[:7], atol=0.3, rtol=0.0)
+
+
 def test_a_narrow_stream_carries_what_explains_most() -> None:
     """Of a teacher of two independent directions over six channels, a stream of two channels can carry all; copies of two of the
     channels carry less."""
