@@ -84,15 +84,15 @@ class Pace:
 
 def probe(context: Context, space: SearchSpace) -> Pace:
     """Times a few updates of the smallest student, the paper's student and the teacher's size on this machine."""
-    teacher = context.teacher
+    teacher, distils = context.teacher, context.study.config.distils
     rows, times = [], []
     for architecture in (space.smallest(teacher.geometry), paper_student(teacher.architecture), space.largest(teacher.geometry)):
-        student = build_student(context, architecture, "random", distilled=True)
+        student = build_student(context, architecture, "random", distilled=distils)
         for steps in (1, PROBE_STEPS):  # the first compiles kernels and fills caches
-            task = _probe_task(steps)
+            task = _probe_task(context, steps)
             started = time.monotonic()
             next(train(context, student, task))
-        seconds = (time.monotonic() - started) / (3 * PROBE_STEPS * context.study.config.recipe.batch)
+        seconds = (time.monotonic() - started) / ((2 + distils) * PROBE_STEPS * context.study.config.recipe.batch)
         rows.append([1.0, training_macs(context, architecture)])
         times.append(seconds)
     scale = np.array(times)[:, None]
@@ -104,13 +104,13 @@ def probe(context: Context, space: SearchSpace) -> Pace:
 
 def with_cores(context: Context, pace: Pace, most: int) -> Pace:
     """With the cores, at most so many, that a training which runs alone does best to hold: see `best_cores`."""
-    student = build_student(context, context.teacher.architecture, "random", distilled=True)
+    student = build_student(context, context.teacher.architecture, "random", distilled=context.study.config.distils)
     before = torch.get_num_threads()
 
     def seconds(cores: int) -> float:
         torch.set_num_threads(cores)
         started = time.monotonic()
-        next(train(context, student, _probe_task(PROBE_STEPS)))
+        next(train(context, student, _probe_task(context, PROBE_STEPS)))
         torch.set_num_threads(before)
         return time.monotonic() - started
 
@@ -132,8 +132,9 @@ def best_cores(seconds: Callable[[int], float], cpus: float, most: int) -> tuple
     return found
 
 
-def _probe_task(steps: int) -> Task:
-    return Task(study="", name="", architecture="", start="random", distill_steps=steps, finetune_steps=steps, splits=(), seed=0)
+def _probe_task(context: Context, steps: int) -> Task:
+    distill = steps if context.study.config.distils else 0
+    return Task(study="", name="", architecture="", start="random", distill_steps=distill, finetune_steps=steps, splits=(), seed=0)
 
 
 def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:
@@ -149,7 +150,8 @@ def measured_gpu_share(study: str) -> float:
     context = context_of(study)
     torch.cuda.reset_peak_memory_stats()
     for architecture in space_of(context).corners(-1):
-        next(train(context, build_student(context, architecture, "random", distilled=True), _probe_task(PROBE_STEPS)))
+        student = build_student(context, architecture, "random", distilled=context.study.config.distils)
+        next(train(context, student, _probe_task(context, PROBE_STEPS)))
     return gpu_share(torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory)
 
 

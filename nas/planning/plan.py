@@ -90,9 +90,12 @@ class Costs:
         return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(whole) else whole
 
     def named(self, steps: int) -> tuple[int, int]:
-        """Of distillation and of fine-tuning: those of the configuration, or `steps`."""
-        distill = self.config.distill_steps
-        return steps if distill is None else distill, self.config.finetune_steps or steps
+        """Of distillation and of fine-tuning: those of the configuration, or `steps`, of which what is fitted to its teacher in
+        closed form needs none to be distilled."""
+        distill, tune = self.config.distill_steps, self.config.finetune_steps or steps
+        if distill is None:
+            distill = 0 if self.config.recipe.fit_windows else steps
+        return distill, tune
 
     def expected(self, lengths: Lengths) -> float:
         """Resource-seconds of a typical candidate on average: most are stopped early."""
@@ -195,8 +198,11 @@ def number_of_candidates(costs: Costs, left: float, steps: int) -> int:
 
 
 def spared(cold: Costs, left: float) -> float:
-    """Resource-seconds that a shared student leaves for candidates beyond its cost: they are not distilled."""
+    """Resource-seconds that a shared student leaves for candidates beyond its cost: they are tuned for a shorter time and not
+    distilled. It spares nothing where they are fitted to their teacher, which is as good a start."""
     steps, warm = cold.longest(left), replace(cold, warm=True)
+    if cold.config.recipe.fit_windows:
+        return -warm.shared(steps)
     count = min(cold.config.candidates or MOST_CANDIDATES, number_of_candidates(cold, left, steps))
     return count * (cold.candidate(steps) - warm.candidate(steps)) - warm.shared(steps)
 

@@ -54,7 +54,8 @@ def threads(cpus: float) -> Iterator[None]:
 def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float) -> str:
     """wall: seconds to go."""
     lengths, workers = plan.lengths(), account.workers
-    rungs = " -> ".join(f"{distill} + 2 x {finetune}" for distill, finetune in lengths)
+    rungs = " -> ".join(f"{distill} + 2 x {finetune}" if distill else f"2 x {finetune}" for distill, finetune in lengths)
+    updates = "updates of distillation and of both tasks" if plan.distill_steps else "updates of both tasks"
     share = f", of which about one in {plan.reduction} goes on to the next" if len(lengths) > 1 else ""
     tutor = (
         f"  a tutor, the teacher tuned for {plan.tutor_steps:,} steps, in {in_words(plan.tutor_seconds)}\n"
@@ -65,7 +66,7 @@ def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float
     return (
         f"plan: {account.budget}, {in_words(account.ledger.spent)} spent so far; {workers} trainings at once, about "
         f"{in_words(wall)} to go\n{tutor}{shared}"
-        f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; updates of distillation and of both tasks: "
+        f"  about {plan.candidates} candidates in {in_words(plan.search_seconds)}; {updates}: "
         f"{rungs}{share}\n"
         f"  then {_end(plan, config)}\n"
         f"  {_why(plan, config)}"

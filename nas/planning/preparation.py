@@ -86,10 +86,9 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
     state_seconds = STATES_SHARE * budget.seconds / on_driver if on_driver else math.inf
     with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
         context = open_context(study, tick, state_seconds)
-    stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
     console.print(
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "
-        f"states of {len(context.targets.rows):,} windows {stated}"
+        f"{_taught(context)}"
     )
     for line in corpus_lines(context):
         console.print(line)
@@ -100,6 +99,14 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
         console.print(f"{len(context.corpus.skipped)} clips skipped, the first {clip}: {reason}")
     study.write_json(PREPARED_FILE, facts(context))
     return context
+
+
+def _taught(context: Context) -> str:
+    """How students learn its hidden states."""
+    if not context.study.config.distils:
+        return f"students are fitted to it on {min(context.study.config.recipe.fit_windows, len(context.targets.rows)):,} windows"
+    stated = "cached" if context.targets.states is not None else "computed in every batch (too large for the free disk)"
+    return f"states of {len(context.targets.rows):,} windows {stated}"
 
 
 def corpus_lines(context: Context) -> Iterator[str]:

@@ -228,8 +228,11 @@ class Choice:
         ]
 
     def _distill_steps(self, steps: int) -> int:
-        """Of what begins with the teacher's weights: in a candidate's proportion; as many where candidates were spared them."""
-        return steps if self.plan.shared_steps else round(steps * self.plan.distill_steps / self.plan.finetune_steps)
+        """Of what begins with the teacher's weights: in a candidate's proportion; as many where a shared student spared candidates
+        them."""
+        if self.plan.shared_steps:
+            return 0 if self.context.study.config.recipe.fit_windows else steps
+        return round(steps * self.plan.distill_steps / self.plan.finetune_steps)
 
 
 def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candidate]:

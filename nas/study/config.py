@@ -24,7 +24,8 @@ class StudyConfig:
     or none.
     budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
     candidates: at most so many. distill_steps, finetune_steps: of a candidate on its last rung, rungs: lengths at which it may be
-    stopped, each `reduction` times as long as the one before; planned from the budget when None.
+    stopped, each `reduction` times as long as the one before; planned from the budget when None. What is fitted to its teacher
+    needs no steps of distillation.
     sampler: of `nas.proposals.searcher`.
     warm_start: whether candidates begin with the weights of a shared student: on, off, auto, or the file of another study's.
     full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
@@ -62,6 +63,13 @@ class StudyConfig:
     tracking_uri: str | None = None
     cache: str = "studies/.cache"
     recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def distils(self) -> bool:
+        """Whether anything is trained on the teacher's hidden states, beside the fit in closed form."""
+        if self.warm_start not in ("auto", "off"):
+            return True
+        return not self.recipe.fit_windows if self.distill_steps is None else self.distill_steps > 0
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -82,7 +82,8 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
     check_trainable(corpus)
     trials = study_trials([Path(path) for path in config.trials], corpus, config.seed)
     noise = load_corpus([Path(config.noise)], cache) if config.noise else None
-    if math.isfinite(state_seconds) and config.targets != "online":
+    mode = config.targets if config.distils else "online"
+    if math.isfinite(state_seconds) and mode != "online":
         limit, seed = config.target_windows, config.seed
         windows = affordable_windows(
             teacher, corpus, cache, window=target.window, limit=limit, seed=seed, seconds=state_seconds, device=device
@@ -96,7 +97,7 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
         window=target.window,
         limit=config.target_windows,
         seed=config.seed,
-        mode=config.targets,
+        mode=mode,
         device=device,
         progress=progress,
     )

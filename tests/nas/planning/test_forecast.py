@@ -12,6 +12,7 @@ from nas.planning.plan import make_plan
 from nas.planning.planning import describe_plan
 from nas.study.budget import Account, Budget, Ledger
 from nas.study.config import StudyConfig
+from trainers.learning.recipe import Recipe
 
 PACE = Pace(per_clip=1e-3, per_mac=5e-11, scored=1000, batch=32)
 SIZES = Sizes(typical=50e6, smallest=8e6, sandwich=150e6, references=(280e6, 200e6, 500e6))
@@ -49,8 +50,8 @@ def test_the_end_is_corrected_in_both_directions_and_only_where_it_is_off(tmp_pa
             60,
             " finalists and 4 references in 29.1 min, as long as that allows: at least 5 members",
         ),
-        (5, "4 references in 2.8 min, and candidates as they were trained: at least 5 members, or all that nothing else beats"),
-        (1.5, "and candidates as they were trained: at most 3 members, since the budget is too small for 5"),
+        (4, "4 references in 2.2 min, and candidates as they were trained: at least 5 members, or all that nothing else beats"),
+        (1.2, "and candidates as they were trained: at most 3 members, since the budget is too small for 5"),
     ],
 )
 def test_a_plan_says_how_many_members_its_budget_buys(tmp_path: Path, minutes: float, said: str) -> None:
@@ -62,7 +63,7 @@ def test_a_plan_says_how_many_members_its_budget_buys(tmp_path: Path, minutes: f
 
 def test_a_plan_says_what_it_chose_and_why(tmp_path: Path) -> None:
     for minutes, why in ((8, "no shared student, which would take"), (3000, "a shared student spares candidates")):
-        own, config = account(tmp_path, minutes), StudyConfig(name="a")
+        own, config = account(tmp_path, minutes), StudyConfig(name="a", recipe=Recipe(fit_windows=0))
         plan = make_plan(config, own.budget, 0.0, PACE, SIZES)
         assert (plan.spared > 0) == (plan.shared_steps > 0)
         last = describe_plan(plan, config, own, 60.0).splitlines()[-1]

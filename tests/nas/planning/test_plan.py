@@ -55,7 +55,7 @@ def test_what_is_planned_fits_the_budget(seconds: float, reduction: int) -> None
     on_average = sum(cost / reduction**rung for rung, cost in enumerate(costs))
     assert (planned.candidates - 1) * on_average <= planned.search_seconds
     assert FEWEST_STEPS <= planned.full_steps <= MOST_STEPS
-    references = [PACE.seconds(macs, planned.full_steps, planned.full_steps) for macs in (*SIZES.references, TYPICAL)]
+    references = [PACE.seconds(macs, planned.distill_steps, planned.full_steps) for macs in (*SIZES.references, TYPICAL)]
     most = REFERENCE_SHARE * planned.final_seconds
     replaced = planned.tutor_steps >= planned.full_steps  # the tutor is the teacher
     full = planned.finalists * references[-1] + sum(min(most, seconds) for seconds in references[replaced:])
@@ -86,11 +86,16 @@ def test_a_long_training_is_cut_into_rungs_and_a_short_one_is_not() -> None:
 
 
 def test_a_shared_student_is_made_where_enough_candidates_take_from_it() -> None:
-    few, many = plan(parse_budget("40cpu-minutes"), candidates=3), plan(parse_budget("8cpu-days"))
+    """Only where they are not fitted to their teacher."""
+    inherited = Recipe(fit_windows=0)
+    few = plan(parse_budget("40cpu-minutes"), candidates=3, recipe=inherited)
+    many = plan(parse_budget("8cpu-days"), recipe=inherited)
+    fitted = plan(parse_budget("8cpu-days"))
+    assert fitted.shared_steps == fitted.distill_steps == 0 and fitted.spared < 0
     assert few.shared_steps == 0 and few.distill_steps > 0
     assert many.shared_steps > 0 and many.distill_steps == 0 and many.shared_seconds < 0.2 * many.search_seconds
     for mode, distilled in (("on", False), ("off", True)):
-        planned = plan(parse_budget("8cpu-days"), warm_start=mode, candidates=20)
+        planned = plan(parse_budget("8cpu-days"), warm_start=mode, candidates=20, recipe=inherited)
         assert (planned.shared_steps == 0) == distilled == (planned.distill_steps > 0)
     given = plan(parse_budget("8cpu-days"), warm_start="other/shared.safetensors")
     assert given.shared_steps > 0 and given.shared_seconds == 0
