@@ -125,7 +125,7 @@ class Choice:
     def _first(self, candidates: Sequence[Candidate]) -> list[Final]:
         for count in range(len(candidates), min(FEWEST_MEMBERS, len(candidates)) - 1, -1):
             if steps := self._longest(candidates[:count]):
-                return [*self._finalists(candidates[:count], steps), *self._references(steps)]
+                return [*self._of_length(candidates[:count], steps), *self._references(steps)]
         return [*self._members(candidates), *self._references(self.plan.full_steps)]
 
     def _longest(self, candidates: Sequence[Candidate]) -> int:
@@ -134,9 +134,9 @@ class Choice:
         share = REFERENCE_SHARE * self.account.left / self.account.resources
 
         def cost(steps: int, *, whole: bool = False) -> float:
-            finalists = [self.seconds(final) for final in self._finalists(candidates, steps)]
-            # the first finalist again: it stands for the scratch reference
-            references = [finalists[0], *map(self.seconds, self._references(steps))]
+            finalists = [self.seconds(final) for final in self._of_length(candidates, steps)]
+            [scratch] = self._finalists(candidates[:1], steps)  # which stands for the scratch reference
+            references = [self.seconds(scratch), *map(self.seconds, self._references(steps))]
             if whole and max(references) > share:
                 return math.inf
             return self.account.resources * (sum(finalists) + sum(min(share, seconds) for seconds in references))
@@ -147,9 +147,10 @@ class Choice:
         return longest(functools.partial(cost, whole=True)) or longest(cost)
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
-        begun = {final.candidate for final in recorded if not final.source}
         length = next((f.finetune_steps for f in recorded if f.role == "paper's student"), self.plan.full_steps)
-        new = self._finalists([c for c in candidates if c.number not in begun], max(length, self.plan.full_steps))
+        length = max(length, self.plan.full_steps)
+        begun = {final.candidate for final in recorded if not final.source or self._is_as_trained(length)}
+        new = self._of_length([c for c in candidates if c.number not in begun], length)
         to_pay = sum(self.seconds(final) for final in recorded if not is_done(self.context.study, final))
         if (scratch := self.scratch()) and not is_done(self.context.study, scratch):
             to_pay += self.seconds(scratch)
@@ -189,6 +190,13 @@ class Choice:
                 finetune_steps=equal_windows(distill, steps),
             ),
         ]
+
+    def _of_length(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
+        """Of a candidate's own length they are what they are: trained again they would come out the same."""
+        return self._members(candidates) if self._is_as_trained(steps) else self._finalists(candidates, steps)
+
+    def _is_as_trained(self, steps: int) -> bool:
+        return not self.plan.shared_steps and steps == self.plan.finetune_steps
 
     def _members(self, candidates: Sequence[Candidate]) -> list[Final]:
         """As they were trained."""

@@ -17,7 +17,7 @@ Options = tuple[str, ...]
 def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
     common = (*tiny_search, "--finalists", "1", "--candidates", "1")
     shown = srlnas(on_known_machine, "search", *common, "--warm-start", "on", "--name", "warm").stdout
-    assert "a shared student of 24 steps" in shown and "0 + 2 x 2" in shown
+    assert "a shared student of 24 steps" in shown and "updates of both tasks: 2 x 2" in shown
     study = open_folder(on_known_machine / "studies/warm")
     assert study.ledger.by_purpose()["shared student"] > 0
     assert {final.start for final in read_finals(study) if final.role == "finalist"} == {"shared student"}
@@ -25,7 +25,7 @@ def test_candidates_begin_with_a_shared_student(on_known_machine: Path, tiny_sea
     front = json.loads(srlnas(on_known_machine, "front", "warm", "--json").stdout)
     assert any(note.startswith("Members began with the weights of the search's shared student") for note in front["notes"])
     paper = next(final for final in read_finals(study) if final.role == "paper's student")
-    assert paper.start == "kept layers" and paper.distill_steps == paper.finetune_steps >= 6
+    assert paper.start == "kept layers" and paper.distill_steps == 0 and paper.finetune_steps >= 6
     assert {candidate.state for candidate in study.candidates()} == {"complete"}
 
     weights = "studies/warm/shared.safetensors"
