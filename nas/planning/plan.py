@@ -90,8 +90,8 @@ class Costs:
         return cheapest if self.expected(cheapest) <= WORTH_STOPPING * self.expected(whole) else whole
 
     def named(self, steps: int) -> tuple[int, int]:
-        """Of distillation and of fine-tuning: those of the configuration, or `steps`, of which what is fitted to its teacher in
-        closed form needs none to be distilled."""
+        """Of distillation and of fine-tuning: those of the configuration, or `steps`. What is fitted to its teacher in closed form
+        needs no steps of distillation."""
         distill, tune = self.config.distill_steps, self.config.finetune_steps or steps
         if distill is None:
             distill = 0 if self.config.recipe.fit_windows else steps
