@@ -12,6 +12,7 @@ from nas.worker.task import Lengths, rung_lengths
 from trainers.learning.sandwich import distilled_steps
 
 TUTOR_SHARE = 0.12  # of what is left, at most, for the tuned teacher that students ask
+STANDING_SHARE = 0.2  # likewise, where the tutor is made as long as finals, so that it is the teacher that they are compared with
 FEWEST_TUTOR, MOST_TUTOR = 40, 1200  # steps
 SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
 FEWEST_STEPS, MOST_STEPS = 20, 5000
@@ -148,9 +149,21 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     Steps and rungs that the configuration names stay. Raises ValueError, saying what it would take, when the budget buys not one
     candidate, or not the rungs.
     """
-    left = max(0.0, budget.seconds - spent)
-    tutor_steps, tutor_seconds = tutoring(config, left, config.held(budget), pace, sizes)
-    left -= tutor_seconds
+    left, resources = max(0.0, budget.seconds - spent), config.held(budget)
+    lengths = tutoring(config, resources, pace, sizes)
+    short = max((steps for steps in lengths if lengths[steps] <= TUTOR_SHARE * left), default=0)
+    plan = _plan(config, budget, spent, pace, sizes, (short, lengths.get(short, 0.0)))
+    if not 0 < short < plan.full_steps or plan.candidates == 1:
+        return plan
+    standing = min((steps for steps in lengths if steps >= plan.full_steps), default=0)
+    seconds = lengths.get(standing, math.inf)
+    return _plan(config, budget, spent, pace, sizes, (standing, seconds)) if seconds <= STANDING_SHARE * left else plan
+
+
+def _plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, sizes: Sizes, tutor: tuple[int, float]) -> Plan:
+    """With a tutor of so many steps and resource-seconds."""
+    tutor_steps, tutor_seconds = tutor
+    left = max(0.0, budget.seconds - spent) - tutor_seconds
     costs = Costs(config=config, resources=config.held(budget), pace=pace, sizes=sizes, warm=False, tutor_steps=tutor_steps)
     sparing = spared(costs, left)
     costs = replace(costs, warm=sparing > 0 if config.warm_start == "auto" else config.warm_start != "off")
@@ -182,15 +195,13 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     )
 
 
-def tutoring(config: StudyConfig, left: float, resources: float, pace: Pace, sizes: Sizes) -> tuple[int, float]:
-    """Steps and resource-seconds of the tutor: as many as its share of the budget buys, none where those are too few."""
+def tutoring(config: StudyConfig, resources: float, pace: Pace, sizes: Sizes) -> dict[int, float]:
+    """Resource-seconds of a tutor by the steps that it may have; none where the recipe asks none."""
     if not config.recipe.tutor_weight:
-        return 0, 0.0
+        return {}
     most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
     lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
-    seconds = {steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
-    steps = max((steps for steps in seconds if seconds[steps] <= TUTOR_SHARE * left), default=0)
-    return steps, seconds.get(steps, 0.0)
+    return {steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
 
 
 def number_of_candidates(costs: Costs, left: float, steps: int) -> int:

@@ -21,6 +21,7 @@ from nas.planning.plan import (
     REFERENCE_SHARE,
     SHORTEST_RUNG,
     SPARED,
+    STANDING_SHARE,
     TUTOR_SHARE,
     Plan,
     full_steps,
@@ -105,10 +106,21 @@ def test_a_shared_student_is_made_where_enough_candidates_take_from_it() -> None
 def test_a_tutor_takes_its_share_at_most(seconds: float) -> None:
     budget = Budget(resource="cpu", seconds=seconds)
     planned = plan(budget)
-    assert planned.tutor_seconds <= TUTOR_SHARE * (seconds - 60) and planned.tutor_steps <= MOST_TUTOR
+    stands = planned.tutor_steps >= planned.full_steps  # for the teacher, which is then not trained for a final's length
+    assert planned.tutor_seconds <= (STANDING_SHARE if stands else TUTOR_SHARE) * (seconds - 60)
+    assert planned.tutor_steps <= MOST_TUTOR
     assert (planned.tutor_steps == 0) == (PACE.seconds(SIZES.references[0], 0, FEWEST_TUTOR) > TUTOR_SHARE * (seconds - 60))
     assert plan(budget, recipe=Recipe(tutor_weight=0.0)).tutor_steps == 0
     assert plan(budget, finetune_steps=20).tutor_steps <= 60
+
+
+def test_a_tutor_that_is_slightly_shorter_than_finals_is_made_as_long() -> None:
+    """Or the teacher would be tuned twice."""
+    budget = parse_budget("30cpu-minutes")
+    tutor = plan(budget).tutor_steps
+    for longer, stands in ((1.0, True), (1.2, True), (3.0, False)):
+        planned = plan(budget, finetune_steps=round(longer * tutor))
+        assert (planned.tutor_steps >= planned.full_steps) == stands
 
 
 @given(st.floats(1e8, 8e10))

@@ -1,0 +1,61 @@
+"""A training that has a node for itself: what it holds, and what it is charged. Real Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from nas.study.budget import Account, Ledger, parse_budget
+from nas.study.config import StudyConfig
+from nas.worker import cluster
+from nas.worker.trainings import run_alone
+
+
+@pytest.fixture
+def node_of_two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster.connect(started.address)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def test_a_training_alone_holds_all_its_cores_and_pays_for_them(node_of_two_cores: Cluster, tmp_path: Path) -> None:
+    def train(text: str) -> dict[str, Any]:
+        import time
+
+        import ray
+
+        from nas.worker.presence import present
+
+        with present(text):
+            began = time.monotonic()
+            time.sleep(3)
+            held = ray.get_runtime_context().get_assigned_resources()
+        return {"state": "complete", "cpus": held["CPU"], "seconds": time.monotonic() - began}
+
+    account = Account(budget=parse_budget("1cpu-hours"), ledger=Ledger(tmp_path / "ledger.jsonl"), resources=1.0, workers=2)
+    heard = list[tuple[float, float]]()
+    for cores, held in ((cluster.cores_alone(2.0), 2.0), (cluster.cores_alone(4.0), 1.0)):  # four are more than there are
+        heard.clear()
+        before = account.ledger.spent
+        task = json.dumps({"study": str(tmp_path), "name": f"tutor-{held:g}"})
+        said = {"what": "tutor", "expected": 1.0, "tick": lambda *seconds: heard.append(seconds)}
+        report = run_alone(task, StudyConfig(name="a"), account, cores=cores, function=train, **said)
+        spent = account.ledger.spent - before
+        assert report["cpus"] == held
+        assert held * report["seconds"] <= spent + 0.1 < held * (report["seconds"] + 20)
+        assert heard[-1] == (pytest.approx(spent), pytest.approx(spent))  # beyond what was expected, that grows with it
+    assert account.spent_on("tutor") == pytest.approx(account.ledger.spent)
+
+
+def test_of_several_nodes_none_is_taken_whole(node_of_two_cores: Cluster) -> None:
+    """Others may hold a core of each."""
+    assert cluster.cores_of_a_node() == 2
+    node_of_two_cores.add_node(num_cpus=4)
+    assert cluster.cores_of_a_node() == 1 and cluster.cores_alone(2.0) == 0
