@@ -21,7 +21,7 @@ from search_spaces.cost import Cost, cost
 from search_spaces.space import SearchSpace
 from trainers.importing.synthetic import speak_corpus
 from trainers.learning.batches import Augmentation
-from trainers.learning.distill import lesson_of
+from trainers.learning.lessons import prepare_lesson, read_lesson
 from trainers.learning.precision import pick_device
 from trainers.learning.targets import Targets, affordable_windows, prepare_targets
 from trainers.networks.baselines import counted_cost
@@ -59,7 +59,12 @@ class Context:
     @functools.cached_property
     def lesson(self) -> Lesson:
         """On which students are fitted to the teacher."""
-        return lesson_of(self.targets, self.study.config.recipe.fit_windows, pick_device())
+        return read_lesson(self.prepare_lesson(), pick_device())
+
+    def prepare_lesson(self) -> Path:
+        """Where it is kept; made where the cache lacks it."""
+        config = self.study.config
+        return prepare_lesson(self.targets, config.recipe.fit_windows, pick_device(), Path(config.cache))
 
     @functools.cached_property
     def drawn(self) -> Scored:

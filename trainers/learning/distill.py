@@ -4,20 +4,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers.learning.batches import Augmentation
+from trainers.learning.lessons import fitting_windows
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
 from trainers.learning.streams import DISTILLATION, Share, Stream, alone, distillation_stream
 from trainers.learning.targets import Targets
 from trainers.networks.encoder import SpeechEncoder
-from trainers.networks.fitting import Lesson, fit, listen, regress
+from trainers.networks.fitting import Lesson, fit, regress
 from trainers.networks.student import Student
 
 Progress = Callable[[int, int], None]
@@ -33,34 +32,25 @@ def distillation_loss(predicted_btk: Tensor, target_btk: Tensor) -> Tensor:
     return (distance_bt - F.logsigmoid(F.cosine_similarity(predicted_btk, target_btk, dim=-1))).mean()
 
 
-def lesson_of(targets: Targets, windows: int, device: torch.device) -> Lesson:
-    """Of so many of the targets' windows, always the same ones."""
-    return listen(targets.teacher.encoder.to(device), torch.from_numpy(targets.audio(_fitting(targets, windows))).to(device))
-
-
-def _fitting(targets: Targets, windows: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).permutation(len(targets.rows))[:windows]
-
-
 @torch.no_grad()
 def fit_student(student: Student, targets: Targets, lesson: Lesson) -> None:
     """Distillation in closed form of a student that inherited from its teacher: encoder, then prediction layers.
 
-    lesson: of `lesson_of` these targets; the student goes to its device."""
+    lesson: of these targets (`learning/lessons.py`); the student goes to its device."""
     device = lesson.audio.device
     encoder, teacher = student.to(device).encoder, targets.teacher.encoder.to(device)
     assert isinstance(encoder, SpeechEncoder), "a baseline inherits nothing"
     states = fit(encoder, teacher, lesson)
     if not student.predicted_layers:
         return
-    targeted = targets.batch(_fitting(targets, len(lesson.audio)), device)
+    targeted = targets.batch(fitting_windows(targets, len(lesson.audio)), device)
     for layer, at, wanted in zip(student.predictions, student.predicting(len(states) - 1), targeted):
         assert isinstance(layer, nn.Linear)
         layer.weight.zero_()
         layer.bias.zero_()
         steps = states[at].shape[1]
         wanted = F.pad(wanted, (0, 0, 0, steps * layer.out_features // wanted.shape[-1] - wanted.shape[1]))
-        regress([layer], states[at], [wanted.reshape(len(wanted), steps, layer.out_features)])
+        regress(layer, states[at], wanted.reshape(len(wanted), steps, layer.out_features))
 
 
 def warm_up(step: int, steps: int) -> float:

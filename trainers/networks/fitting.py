@@ -30,6 +30,8 @@ TRUST = 3e-2  # ridge on a change of the stream, of the mean power of the map ba
 ROUNDS = 6
 SAME = 2e-3  # half precision
 BATCH = 32  # windows that go through a front end at once: its first states are long
+SETTLED = 64  # windows that tell batch norms their statistics
+BLOCK = 256  # rows of a symmetric product that are computed at once
 SMALLEST_DEVIATION = 1e-3  # of a teacher's channel; a constant one must not be blown up
 
 
@@ -85,7 +87,7 @@ def fit(student: SpeechEncoder, teacher: SpeechEncoder, lesson: Lesson) -> list[
     assert student.architecture.depth, "without layers there is nothing to fit"
     was_training = student.training
     if isinstance(student.front, BroadcastFront):
-        settle(student.front, torch.split(student.heard(lesson.audio), BATCH))
+        settle(student.front, torch.split(student.heard(lesson.audio[:SETTLED]), BATCH))
     student.eval()
     channels = lesson.streams[student.architecture.kept_layers[-1] - 1][: student.architecture.width].sort().values
     inherit_stream(student, teacher, channels)
@@ -203,9 +205,7 @@ def _first(order: Tensor, half: _Half) -> Tensor:
 def _fit_half(half: _Half, side: _Half, ours: Tensor, theirs: Tensor, total: Tensor, rows: Tensor, stride: int) -> Tensor:
     """ours: (windows, steps, width); theirs, total: (windows, frames, teacher width), what enters the teacher's half and the sum
     that it makes; returns what leaves the student's."""
-    heard_bsw = strided(side.hear(theirs), stride)
-    wanted = [F.linear(heard_bsw, r.weight[rows], None if r.bias is None else r.bias[rows]) for r in side.readers]
-    regress(half.readers, half.hear(ours), wanted)
+    _fit_readers(half.readers, half.hear(ours), side.readers, strided(side.hear(theirs), stride), rows)
     gathered = half.gather(half.hear(ours))
     fit_writer(half.writer, ours, gathered, strided(total, stride))
     return half.leave(ours + half.writer(gathered))
@@ -253,7 +253,7 @@ def _fit_front(student: SpeechEncoder, lesson: Lesson, channels: Tensor) -> Tens
         heard = torch.cat([student.stacked(student.front_norm(student.front(part_bn, None))) for part_bn in parts])
         linear = student.projection
         wanted = F.gelu(wanted) if student.geometry.family == "whisper" else wanted  # which no activation follows here
-    regress([linear], heard, [strided(wanted, stride)])
+    regress(linear, heard, strided(wanted, stride))
     made = linear(heard)
     if isinstance(student.front, WhisperFront):
         assert second.bias is not None
@@ -290,14 +290,27 @@ def strided(x_btw: Tensor, stride: int) -> Tensor:
     return torch.unflatten(even_btw, 1, (-1, stride)).mean(2)
 
 
-def regress(linears: Sequence[nn.Linear], heard: Tensor, wanted: Sequence[Tensor]) -> None:
-    """Sets each map from `heard`, (..., inputs), to its `wanted`, (..., outputs), by ridge regression around its own weights."""
-    x_ni, weights = _rows(heard), [_weights(linear) for linear in linears]
-    power_ii = x_ni.T @ x_ni
-    for linear, weight_io, y in zip(linears, weights, wanted, strict=True):
-        inputs = len(weight_io)  # the last row is of the bias, which not all have
-        missing_io = x_ni[:, :inputs].T @ (y.flatten(0, -2) - x_ni[:, :inputs] @ weight_io)
-        _set(linear, weight_io + _solve(power_ii[:inputs, :inputs], missing_io))
+def regress(linear: nn.Linear, heard: Tensor, wanted: Tensor) -> None:
+    """Sets the map from `heard`, (..., inputs), to `wanted`, (..., outputs), by ridge regression around its own weights."""
+    x_ni = _rows(heard)
+    _regress(linear, _power(x_ni), x_ni.T @ wanted.flatten(0, -2))
+
+
+def _fit_readers(readers: Sequence[nn.Linear], ours: Tensor, sources: Sequence[nn.Linear], theirs: Tensor, rows: Tensor) -> None:
+    """Sets each map from `ours`, (..., inputs), to give what its source makes of `theirs`, (..., teacher width), in these rows.
+    What is common to all maps is multiplied once."""
+    x_ni = _rows(ours)
+    power_ii, cross_it = _power(x_ni), x_ni.T @ _rows(theirs)
+    for linear, source in zip(readers, sources, strict=True):
+        weight_to = _weights(source)[:, rows]
+        _regress(linear, power_ii, cross_it[:, : len(weight_to)] @ weight_to)
+
+
+def _regress(linear: nn.Linear, power_ii: Tensor, cross_io: Tensor) -> None:
+    weight_io = _weights(linear)
+    inputs = len(weight_io)  # the last row is of the bias, which not all have
+    power_ii = power_ii[:inputs, :inputs]
+    _set(linear, weight_io + _solve(power_ii, cross_io[:inputs] - power_ii @ weight_io))
 
 
 def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tensor) -> None:
@@ -306,14 +319,15 @@ def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tens
     y_nc, width = wanted.flatten(0, -2), stream.shape[-1]
     both_nz = torch.cat([stream.flatten(0, -2), _rows(gathered)], 1)
     deviation_c = (y_nc - y_nc.mean(0)).square().mean(0).sqrt()  # `std` takes ten times as long
-    power_zz, cross_zc = both_nz.T @ both_nz, both_nz.T @ (y_nc / deviation_c.clamp(min=SMALLEST_DEVIATION))
+    power_zz, cross_zc = _power(both_nz), both_nz.T @ y_nc / deviation_c.clamp(min=SMALLEST_DEVIATION)
     # the sum, with a column of ones, is `both` times this
     sum_zs = F.pad(torch.eye(width, device=stream.device), (0, 1, 0, len(power_zz) - width))
     sum_zs[-1, -1] = 1.0
     sum_zs[width:, :width] = _weights(linear)
     for _ in range(ROUNDS):
-        back_sc = _solve(sum_zs.T @ power_zz @ sum_zs, sum_zs.T @ cross_zc)
-        missing_ic = (cross_zc - power_zz @ sum_zs @ back_sc)[width:]
+        power_zs = power_zz @ sum_zs
+        back_sc = _solve(sum_zs.T @ power_zs, sum_zs.T @ cross_zc)
+        missing_ic = cross_zc[width:] - power_zs[width:] @ back_sc
         back_wc = back_sc[:width]
         strength_ww = back_wc @ back_wc.T
         strength_ww.diagonal().add_(TRUST * strength_ww.diagonal().mean())
@@ -325,6 +339,17 @@ def fit_writer(linear: nn.Linear, stream: Tensor, gathered: Tensor, wanted: Tens
 def _rows(x: Tensor) -> Tensor:
     """(..., inputs) -> (rows, inputs + 1), with a column of ones for the bias."""
     return F.pad(x.flatten(0, -2), (0, 1), value=1.0)
+
+
+def _power(x_ni: Tensor) -> Tensor:
+    """(inputs, inputs): x^T x, of which one half is the other's mirror."""
+    inputs = x_ni.shape[1]
+    power_ii = x_ni.new_empty(inputs, inputs)
+    for first in range(0, inputs, BLOCK):
+        last = first + BLOCK
+        power_ii[first:last, first:] = x_ni[:, first:last].T @ x_ni[:, first:]
+        power_ii[last:, first:last] = power_ii[first:last, last:].T
+    return power_ii
 
 
 def _weights(linear: nn.Linear) -> Tensor:

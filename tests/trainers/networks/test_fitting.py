@@ -56,7 +56,7 @@ def explained(student: SpeechEncoder, teacher: SpeechEncoder, audio: Tensor, lay
     half = len(audio) // 2
     readout = nn.Linear(state.shape[-1], wanted.shape[-1])
     readout.weight.zero_()
-    regress([readout], state[:half], [wanted[:half]])
+    regress(readout, state[:half], wanted[:half])
     error, rest = wanted[half:] - readout(state[half:]), wanted[half:]
     return float(1 - error.square().sum() / (rest - rest.mean((0, 1))).square().sum())
 
@@ -154,7 +154,7 @@ def test_regression_finds_the_map_that_made_the_data(inputs: int, outputs: int, 
         wanted = true(heard)
         before = (linear(heard) - wanted).square().mean()
         for _ in range(3):  # a ridge pulls back to where it began
-            regress([linear], heard, [wanted])
+            regress(linear, heard, wanted)
         assert (linear(heard) - wanted).square().mean() < 1e-5 * before + 1e-9
 
 
@@ -165,7 +165,7 @@ def test_what_is_hardly_heard_keeps_its_weight() -> None:
     x, true = torch.randn(500, 8, generator=generator), torch.randn(8, 3, generator=generator)
     linear = nn.Linear(8, 3)
     own = linear.weight.detach().clone()
-    regress([linear], x * torch.tensor([1.0] * 7 + [1e-5]), [x @ true])
+    regress(linear, x * torch.tensor([1.0] * 7 + [1e-5]), x @ true)
     torch.testing.assert_close(linear.weight[:, 7], own[:, 7], atol=0.1, rtol=0.0)
     torch.testing.assert_close(linear.weight[:, :7].T, true[:7], atol=0.3, rtol=0.0)
 
@@ -180,6 +180,6 @@ def test_a_narrow_stream_carries_what_explains_most() -> None:
     with torch.no_grad():
         fit_writer(writer, stream, sources, wanted)
         back = nn.Linear(2, 6)
-        regress([back], stream + writer(sources), [wanted])
+        regress(back, stream + writer(sources), wanted)
         left = (back(stream + writer(sources)) - wanted).var() / wanted.var()
     assert left < 0.1
