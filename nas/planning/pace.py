@@ -34,8 +34,8 @@ MOST_ON_A_GPU = 16
 class Pace:
     """Predicted wall seconds of one training on one worker: base + (per_clip + per_mac x MACs) x clips, times `factor`.
 
-    A clip that is trained on counts once, a clip that is scored a third: it needs no backward pass. scored: clips of validation;
-    drawn: those of them that candidates are scored on, None: all.
+    A clip that is trained on counts once; one that is scored, or on which heads are fitted, a third: it needs no backward pass.
+    scored: clips of validation; drawn: those of them that candidates are scored on, None: all. head_steps: as `Recipe.head_steps`.
     cores: that a training which runs alone holds, 0 where those are a worker's. alone: what it then costs in resource-seconds, over
     what it costs on a worker's: the cores over how much faster it is.
     """
@@ -46,17 +46,21 @@ class Pace:
     batch: int
     factor: float = 1.0
     drawn: int | None = None
+    head_steps: int = 0
     cores: float = 0.0
     alone: float = 1.0
 
-    def seconds(self, macs: float, distill_steps: int, finetune_steps: int) -> float:
-        return dataclasses.replace(self, drawn=None).rung(macs, [(distill_steps, finetune_steps)], 0)
+    def seconds(self, macs: float, distill_steps: int, finetune_steps: int, *, is_random: bool = False) -> float:
+        """is_random: it begins at random, and its heads too."""
+        head_steps = 0 if is_random else self.head_steps
+        return dataclasses.replace(self, drawn=None, head_steps=head_steps).rung(macs, [(distill_steps, finetune_steps)], 0)
 
     def rung(self, macs: float, lengths: Lengths, rung: int) -> float:
         """Of a candidate's rung alone (from 0), whose distillation goes on from the one before."""
         scored = self.scored if self.drawn is None else self.drawn
         distilled = lengths[rung - 1][0] if rung else 0
-        clips = (lengths[rung][0] - distilled + 2 * lengths[rung][1]) * self.batch + scored / 3
+        tuned = 2 * lengths[rung][1] + 2 * min(self.head_steps, lengths[rung][1]) / 3
+        clips = (lengths[rung][0] - distilled + tuned) * self.batch + scored / 3
         return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
 
     def tested(self, macs: float) -> float:
@@ -98,8 +102,9 @@ def probe(context: Context, space: SearchSpace) -> Pace:
     scale = np.array(times)[:, None]
     (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
     scored, drawn = (len(of.rows) for of in (whole(context.corpus, "val", context.trials["val"]), context.drawn))
-    batch = context.study.config.recipe.batch
-    return Pace(per_clip=float(per_clip), per_mac=float(per_mac), scored=scored, drawn=drawn, batch=batch)
+    recipe = context.study.config.recipe
+    measured = {"per_clip": float(per_clip), "per_mac": float(per_mac)}
+    return Pace(**measured, scored=scored, drawn=drawn, batch=recipe.batch, head_steps=recipe.head_steps)
 
 
 def with_cores(context: Context, pace: Pace, most: int) -> Pace:

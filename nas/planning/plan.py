@@ -117,10 +117,12 @@ class Costs:
     def finals(self, steps: int, finalists: int, left: float = math.inf) -> float:
         """Of finalists at a candidate's length, and of references, one of them a finalist from scratch; none of these takes more
         than its share of what is `left` for all."""
-        trained = self.sizes.references[self.tutor_steps >= self.named(steps)[1] :]
-        typical, *references = (self.pace.seconds(m, *self.named(steps)) for m in (self.sizes.typical, *trained))
-        own = [min(seconds, REFERENCE_SHARE * left / self.resources) for seconds in (*references, typical)]
-        return SAFETY * self.resources * (finalists * typical + sum(own))
+        lengths, pace = self.named(steps), self.pace
+        *taught, baseline = self.sizes.references[self.tutor_steps >= lengths[1] :]
+        references = [pace.seconds(macs, *lengths) for macs in taught]
+        references += [pace.seconds(macs, *lengths, is_random=True) for macs in (baseline, self.sizes.typical)]
+        own = [min(seconds, REFERENCE_SHARE * left / self.resources) for seconds in references]
+        return SAFETY * self.resources * (finalists * pace.seconds(self.sizes.typical, *lengths) + sum(own))
 
     def least(self, steps: int) -> float:
         """Of a search that trains one candidate, which is the smallest, and tests it; its references are as short as that lets."""

@@ -90,7 +90,9 @@ class Choice:
     def seconds(self, final: Final) -> float:
         """Predicted, of wall time."""
         macs = training_macs(self.context, final.architecture)
-        return self.pace.tested(macs) if final.source else self.pace.seconds(macs, final.distill_steps, final.finetune_steps)
+        if final.source:
+            return self.pace.tested(macs)
+        return self.pace.seconds(macs, final.distill_steps, final.finetune_steps, is_random=final.start == "random")
 
     def begun(self, final: Final, running: Sequence[tuple[Final, float]]) -> Final | None:
         """As it is begun beside those that run, each with its seconds so far. A finalist beyond the first needs room in the budget;

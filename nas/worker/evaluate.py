@@ -169,7 +169,9 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made; at the
     last one nothing goes on, and the student itself is."""
     device, watch = pick_device(), watch or Stopwatch()
-    recipe = dataclasses.replace(context.study.config.recipe, **task.tuning)
+    is_taught, recipe = _is_taught(student, task.start), context.study.config.recipe
+    own = recipe.teacher_rate if task.start == "teacher" else recipe.rate if is_taught else recipe.random_rate
+    recipe = dataclasses.replace(recipe, **{"rate": own, **task.tuning})
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
     done = checkpoint.read(student, optimizer, device) if checkpoint else 0
     lengths, share = task.lengths(), sharing(context, task.seed) if task.sharing else alone
@@ -208,9 +210,16 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
             tutor=tutor_of(context, task.tutor) if recipe.tutor_weight else None,
             checkpoint=tuning(context, task, rung, recipe),
             share=share,
+            is_taught=is_taught,
         )
         watch.part("fine-tuning")
         yield tuned
+
+
+def _is_taught(student: Student, start: Start) -> bool:
+    """Whether its encoder has learnt something and its heads have not. Broadcast blocks begin at random."""
+    architecture = student.architecture
+    return start in ("kept layers", "teacher") and isinstance(architecture, Architecture) and architecture.front_end != "bc"
 
 
 def tutor_of(context: Context, name: str | None) -> Student | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import EMBEDDING_DIM
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import Trainable, distillation_losses, update
+from trainers.learning.heads import fit_heads, hear
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
@@ -102,6 +103,7 @@ def finetune(
     checkpoint: Checkpoint | None = None,
     share: Share = alone,
     progress: Progress | None = None,
+    is_taught: bool = False,
 ) -> list[tuple[float, ...]]:
     """Trains the student in place on the corpus' train split; returns each task's loss of every step that it
     trained, keywords first.
@@ -109,24 +111,31 @@ def finetune(
     steps: of one batch a task, each an update, or both together one (`Recipe.speaker_weight`).
     targets: of the distillation loss, where the recipe keeps it and the student has prediction layers. tutor: whose answers count
     beside the labels; it has the student's keywords.
-    checkpoint: that it is kept in, and goes on from. share: of batches with other students.
+    checkpoint: that it is kept in, and goes on from. share: of batches with other students. is_taught: a student whose encoder has
+    learnt something, and whose heads are fitted first on `Recipe.head_steps` of the batches on which it then trains.
     """
     student.to(device)
-    student.train()
-    if recipe.frozen and isinstance(student, Student):
-        freeze(student)
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
     angular = kind(speaker_classes(corpus, recipe), generator=torch.Generator().manual_seed(seed)).to(device)
     tutoring = None if tutor is None else Tutoring(keywords=recipe.keywords, speakers=recipe.speakers).to(device)
     optimizer, both = _optimizer(student, angular, tutoring, recipe), _together(student, angular, tutoring)
     done = checkpoint.read(both, optimizer, device) if checkpoint else 0
+    streams = _streams(student, corpus, recipe, window, augment, seed, share if tutor is None else _answered(share, tutor, device))
+    student.train()
+    if isinstance(student, Student):
+        if is_taught and recipe.head_steps:
+            if not done:
+                _fit_heads(student, streams, recipe, min(steps, recipe.head_steps), angular, tutoring, device)
+            student.norm.eval()
+        if recipe.frozen:
+            freeze(student)
     kept = None
     if recipe.distilling and targets and isinstance(student, Student) and student.predicted_layers:
         heard = share(f"{DISTILLATION} kept", distillation_stream(targets, recipe.batch, augment, seed))
         kept = distillation_losses(student.predict_teacher, targets, heard, device, first=done)
     updates = _updates(
         compiled(student, device, steps - done),
-        _streams(student, corpus, recipe, window, augment, seed, share if tutor is None else _answered(share, tutor, device)),
+        streams,
         recipe,
         angular,
         tutoring,
@@ -158,6 +167,23 @@ def _streams(
     changing = dataclasses.replace(augment, equalizer_db=recipe.equalizer_db, mask_share=recipe.mask_share)
     keywords = keyword_stream(corpus, student.keywords, recipe, window, changing, seed)
     return share(KEYWORDS, keywords), share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
+
+
+def _fit_heads(
+    student: Student,
+    streams: tuple[Stream, Stream],
+    recipe: Recipe,
+    steps: int,
+    angular: AngularSoftmax,
+    tutoring: Tutoring | None,
+    device: torch.device,
+) -> None:
+    """On so many batches of each task."""
+    words, voices = (
+        hear(student, stream, steps, device) if is_asked else None
+        for stream, is_asked in zip(streams, (recipe.keywords, recipe.speakers))
+    )
+    fit_heads(student, words, voices, angular.classes, tutoring.turn if tutoring else None)
 
 
 def _answered(share: Share, tutor: Student, device: torch.device) -> Share:

@@ -24,9 +24,12 @@ class Recipe:
     start: from the teacher layers that the student keeps, or at random; narrowing: how a narrower student takes channels, heads
     and units. fit_windows: of speech, on which a student with kept layers is fitted to its teacher before it trains (see
     `trainers.networks.fitting`). matching: the last state predicts all of the teacher's layers, or each is predicted `layer to
-    layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. distill_rate: AdamW's, rate: Adam's at its height, decayed by
-    a cosine; front_rate: that of the convolutions over all others'. bc_distill_rate, bc_rate: of a `bc` front end, which begins at
-    random as BC-ResNet does; of all of a student that has nothing else, and of BC-ResNet.
+    layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. head_steps: batches of each task on which heads are fitted
+    before a student that does not begin at random is tuned, at most as many as it is tuned on (see `trainers.learning.heads`);
+    0: they begin at random. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine, of students whose heads are
+    fitted; teacher_rate: of the teacher; random_rate: of others, which are those that begin at random, with broadcast blocks or with
+    a shared student. front_rate: that of the convolutions over all others'. bc_distill_rate, bc_rate: of a `bc` front end, which
+    begins at random as BC-ResNet does; of all of a student that has nothing else, and of BC-ResNet.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the
     paper.
     speaker_layer: the last of the teacher's layers that the speaker's loss trains, from 0 (the convolutions alone); see `Student`.
@@ -44,9 +47,12 @@ class Recipe:
     fit_windows: int = 256
     matching: Matching = "last state"
     heads: Heads = "every state"
+    head_steps: int = 256
     distill_rate: float = 1e-3
     bc_distill_rate: float = 4e-3  # of 64 channels, 120 steps on real speech: a loss of 2.78, with 1e-3 3.13
-    rate: float = 5e-4
+    rate: float = 3e-4
+    teacher_rate: float = 1e-4
+    random_rate: float = 5e-4
     front_rate: float = 1.0
     bc_rate: float = 4e-3  # BC-ResNet after 250 steps on real speech: 46 % of 40 keywords, at a student's 5e-4 19 %
     speaker_weight: float = 0.0
@@ -112,9 +118,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 RANGES: Mapping[str, tuple[float, float]] = {
     "batch": (2, 4096),
     "fit_windows": (0, 65_536),
+    "head_steps": (0, 65_536),
     "distill_rate": (1e-7, 1),
     "bc_distill_rate": (1e-7, 1),
     "rate": (1e-7, 1),
+    "teacher_rate": (1e-7, 1),
+    "random_rate": (1e-7, 1),
     "front_rate": (0, 10),
     "bc_rate": (1e-7, 1),
     "speaker_weight": (0, 100),

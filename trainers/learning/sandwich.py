@@ -53,7 +53,7 @@ def train_shared(
         return
     distilled = distilled_steps(steps)
     distill_shared(elastic, targets, steps=distilled, augment=augment, seed=seed, device=device, path=path)
-    recipe = dataclasses.replace(elastic.recipe, rate=RATE * elastic.recipe.rate)
+    recipe = dataclasses.replace(elastic.recipe, rate=RATE * elastic.recipe.random_rate)
     tuned = Sandwich(elastic, seed)
     made_of = [
         identity(elastic.space, elastic.teacher, recipe),

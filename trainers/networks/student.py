@@ -102,11 +102,15 @@ class Student(nn.Module):
 
     def forward(self, x_bn: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) -> logits (batch, keywords), unit-length embedding (batch, EMBEDDING_DIM)."""
-        features_bf = self._features(self._pooled(x_bn))
+        features_bf: Tensor = self.norm(self.hear(x_bn))
         of_words_bf = features_bf[:, -self.keyword_head.in_features :]  # the last state's are the last
         if features_bf.requires_grad and self.voiced < features_bf.shape[1]:
             features_bf = torch.cat([features_bf[:, : self.voiced], features_bf[:, self.voiced :].detach()], -1)
         return self.keyword_head(of_words_bf), F.normalize(self.speaker_head(features_bf), dim=-1)
+
+    def hear(self, x_bn: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, features): what the heads read, before the norm."""
+        return self._read(self._pooled(x_bn))
 
     def _pooled(self, x_bn: Tensor) -> Tensor:
         """(batch, numbers) over time, of the last state or of all."""
@@ -115,14 +119,13 @@ class Student(nn.Module):
         last_bsw: Tensor = self.encoder(x_bn)[-1]
         return last_bsw.mean(1)
 
-    def _features(self, pooled_bw: Tensor) -> Tensor:
-        """What the heads read, (batch, features). Prediction layers are linear, so they may follow the mean over time; the
-        two frames that a layer predicts from one step of stride 2 are averaged."""
+    def _read(self, pooled_bw: Tensor) -> Tensor:
+        """(batch, features). Prediction layers are linear, so they may follow the mean over time; the two frames that a layer
+        predicts from one step of stride 2 are averaged."""
         if self.heads == "predictions":
             means = [layer(pooled_bw).unflatten(-1, (-1, self.target_width)).mean(1) for layer in self.predictions]
             pooled_bw = torch.cat(means, -1)
-        features: Tensor = self.norm(pooled_bw)
-        return features
+        return pooled_bw
 
     @torch.no_grad()
     def folded(self) -> "Student":
@@ -133,8 +136,8 @@ class Student(nn.Module):
         student.encoder.load_state_dict(self.encoder.state_dict())
         was_training, eye = self.training, torch.eye(student.speaker_head.in_features, device=device)
         self.eval()
-        bias_1f = self._features(torch.zeros_like(eye[:1]))
-        weight_wf = self._features(eye) - bias_1f
+        bias_1f = self.norm(self._read(torch.zeros_like(eye[:1])))
+        weight_wf = self.norm(self._read(eye)) - bias_1f
         self.train(was_training)
         for name in ("keyword_head", "speaker_head"):
             head, folded = getattr(self, name), getattr(student, name)

@@ -73,10 +73,11 @@ def distilled(targets: Targets) -> Train:
     return train
 
 
-def tuned(targets: Targets, network: Network, **changed: Any) -> Train:
+def tuned(targets: Targets, network: Network, *, is_taught: bool = False, **changed: Any) -> Train:
     def train(checkpoint: Checkpoint | None, progress: Any) -> Trained:
         student, recipe = built(targets, network), Recipe(batch=4, **changed)
         options: Any = {"window": WINDOW, "augment": Augmentation(), "seed": 1, "device": CPU, "targets": targets}
+        options |= {"is_taught": is_taught}
         losses = finetune(student, targets.corpus, recipe, steps=STEPS, checkpoint=checkpoint, progress=progress, **options)
         return student, losses
 
@@ -96,6 +97,7 @@ TRAININGS: dict[str, Callable[[Targets], Train]] = {
     "both tasks": lambda targets: tuned(targets, STUDENT),
     "one task": lambda targets: tuned(targets, STUDENT, keywords=False),
     "heads alone": lambda targets: tuned(targets, STUDENT, frozen=True),
+    "heads that were fitted first": lambda targets: tuned(targets, STUDENT, is_taught=True),
     "distillation kept on": lambda targets: tuned(targets, STUDENT, distilling=0.5),
     "BC-ResNet, whose dropout draws": lambda targets: tuned(targets, Baseline()),
     "broadcast blocks before a layer": lambda targets: tuned(targets, replace(STUDENT, front_end="bc")),
