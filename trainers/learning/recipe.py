@@ -27,8 +27,8 @@ class Recipe:
     layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. head_steps: batches of each task on which heads are fitted
     before a student that does not begin at random is tuned, at most as many as it is tuned on (see `trainers.learning.heads`);
     0: they begin at random. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine, of students whose heads are
-    fitted; teacher_rate: of the teacher; random_rate: of others, which are those that begin at random, with broadcast blocks or with
-    a shared student. front_rate: that of the convolutions over all others'. bc_distill_rate, bc_rate: of a `bc` front end, which
+    fitted; teacher_rate: of the teacher; random_rate: of others: those that begin at random, with broadcast blocks or with a
+    shared student. front_rate: that of the convolutions over all others'. bc_distill_rate, bc_rate: of a `bc` front end, which
     begins at random as BC-ResNet does; of all of a student that has nothing else, and of BC-ResNet.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the
     paper.
