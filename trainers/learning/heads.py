@@ -35,21 +35,21 @@ class Heard:
 @torch.no_grad()
 def hear(student: Student, stream: Stream, steps: int, device: torch.device) -> Heard:
     """Of the first batches of a stream, so many; the student is then as it was."""
-    was_training = student.training
+    was_training, features, labels, answers = student.training, list[Tensor](), list[Tensor](), list[Tensor]()
     student.eval()
-    batches, features = list(map(stream, range(steps))), []
-    for batch in batches:
+    for batch in map(stream, range(steps)):
         with autocast(device):
             features.append(student.hear(torch.tensor(batch.audio, device=device).float()).float())
+        labels.append(torch.tensor(batch.labels, device=device))
+        if batch.answers is not None:
+            answers.append(torch.tensor(batch.answers, device=device).float())
     student.train(was_training)
-    answers = [torch.tensor(batch.answers, device=device) for batch in batches if batch.answers is not None]
-    labels = torch.cat([torch.tensor(batch.labels, device=device) for batch in batches])
-    return Heard(features=torch.cat(features), labels=labels, answers=torch.cat(answers).float() if answers else None)
+    return Heard(features=torch.cat(features), labels=torch.cat(labels), answers=torch.cat(answers) if answers else None)
 
 
 @torch.no_grad()
 def fit_heads(student: Student, words: Heard | None, voices: Heard | None, classes: nn.Parameter, turn: nn.Linear | None) -> None:
-    """Sets the norm's statistics and the heads of the tasks that were heard.
+    """Sets the norm's statistics and the heads of the tasks that were heard; one speaker alone tells nothing of voices.
 
     classes: (speakers, EMBEDDING_DIM), of a speaker's softmax: each becomes the mean of its speaker's embeddings. turn: from the
     student's embeddings to its tutor's, where voices have answers.
@@ -64,7 +64,7 @@ def fit_heads(student: Student, words: Heard | None, voices: Heard | None, class
         head = student.keyword_head
         read_nf = student.norm(words.features)[:, -head.in_features :]  # the last state's are the last
         _set(head, *_keyword_map(read_nf, words.labels, head.out_features))
-    if voices:
+    if voices and len(torch.unique(voices.labels)) > 1:
         read_nf = student.norm(voices.features)
         _set(student.speaker_head, *speaker_map(read_nf, voices.labels))
         embedding_ne = F.normalize(student.speaker_head(read_nf), dim=-1)

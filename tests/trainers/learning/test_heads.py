@@ -110,6 +110,15 @@ def test_a_norm_heads_classes_and_the_turn_are_set_from_what_was_heard(tiny_teac
     assert F.cosine_similarity(turn(embedding), answers[:, 3:]).min() > 0.98
 
 
+def test_one_speaker_alone_leaves_the_speaker_head_as_it_is(tiny_teacher: Teacher) -> None:
+    """A map of nothing but zeros could not learn."""
+    student = built(tiny_teacher).double()
+    before, (x, labels) = student.speaker_head.weight.clone(), clouds(2, student.speaker_head.in_features, 20, seed=0)
+    alone = Heard(features=x, labels=torch.zeros_like(labels), answers=None)
+    fit_heads(student, None, alone, nn.Parameter(torch.randn(1, EMBEDDING_DIM)), None)
+    assert torch.equal(student.speaker_head.weight, before)
+
+
 def test_what_learns_from_a_teacher_knows_its_words_before_it_is_tuned(tiny_teacher: Teacher, tiny_corpus: Corpus) -> None:
     """The first loss is a tenth of what heads at random have, and the norm's statistics stay."""
     torch.set_default_dtype(torch.float32)
