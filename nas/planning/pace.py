@@ -92,7 +92,7 @@ def probe(context: Context, space: SearchSpace) -> Pace:
     rows, times = [], []
     for architecture in (space.smallest(teacher.geometry), paper_student(teacher.architecture), space.largest(teacher.geometry)):
         student = build_student(context, architecture, "random", distilled=distils)
-        for steps in (1, PROBE_STEPS):  # the first compiles kernels and fills caches
+        for steps in (1, PROBE_STEPS):  # the first compiles kernels, fills caches and makes batches
             task = _probe_task(context, steps)
             started = time.monotonic()
             next(train(context, student, task))
@@ -138,8 +138,19 @@ def best_cores(seconds: Callable[[int], float], cpus: float, most: int) -> tuple
 
 
 def _probe_task(context: Context, steps: int) -> Task:
-    distill = steps if context.study.config.distils else 0
-    return Task(study="", name="", architecture="", start="random", distill_steps=distill, finetune_steps=steps, splits=(), seed=0)
+    """Of batches that are there already, as nearly all of a search are: a node makes them once."""
+    config = context.study.config
+    return Task(
+        study="",
+        name="",
+        architecture="",
+        start="random",
+        distill_steps=steps if config.distils else 0,
+        finetune_steps=steps,
+        splits=(),
+        seed=config.seed,
+        sharing=True,
+    )
 
 
 def typical_macs(context: Context, space: SearchSpace, seed: int) -> float:

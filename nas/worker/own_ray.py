@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ WITHOUT = ("raylet", "gcs_server")  # processes without which no training comes 
 LOOK = 0.5  # seconds between two looks at them
 GRACE = 30.0  # seconds for the command to end by itself: calls to a Ray that is gone wait for a minute, and cannot be interrupted
 SAID = 300  # characters
+# A mark like `:job_id:`, written by every worker; a disk that is nearly full, which the raylet tells every ten seconds.
+NO_REASON = re.compile(r"^:|file_system_monitor")
 
 
 def node() -> Any:
@@ -34,7 +37,7 @@ def what_ray_wrote() -> str:
     files = [*logs().glob("worker-*.err"), *logs().glob("raylet.err"), *logs().glob("runtime_env_setup-*.log")]
     for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
-        if lines := [line for line in lines if line and not line.startswith(":")]:  # `:job_id:` is a mark, written by every worker
+        if lines := [line for line in lines if line and not NO_REASON.search(line)]:
             return lines[-1][:SAID]
     return ""
 
