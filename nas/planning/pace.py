@@ -19,6 +19,7 @@ from search_spaces.architecture import Baseline, Network
 from search_spaces.catalog import paper_student
 from search_spaces.space import RandomChooser, SearchSpace
 from trainers.learning.sandwich import sandwich
+from trainers.learning.streams import keyword_stream
 from trainers.scoring.draw import whole
 
 BASE_SECONDS = 3.0  # of a training beside its updates: building, scoring's set-up, saving; corrected by what is seen
@@ -36,6 +37,7 @@ class Pace:
 
     A clip that is trained on counts once; one that is scored, or on which heads are fitted, a third: it needs no backward pass.
     scored: clips of validation; drawn: those of them that candidates are scored on, None: all. head_steps: as `Recipe.head_steps`.
+    per_made: seconds of making a clip of a batch, which is augmented once a node and then heard by all.
     cores: that a training which runs alone holds, 0 where those are a worker's. alone: what it then costs in resource-seconds, over
     what it costs on a worker's: the cores over how much faster it is.
     """
@@ -47,6 +49,7 @@ class Pace:
     factor: float = 1.0
     drawn: int | None = None
     head_steps: int = 0
+    per_made: float = 0.0
     cores: float = 0.0
     alone: float = 1.0
 
@@ -62,6 +65,10 @@ class Pace:
         tuned = 2 * lengths[rung][1] + 2 * min(self.head_steps, lengths[rung][1]) / 3
         clips = (lengths[rung][0] - distilled + tuned) * self.batch + scored / 3
         return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
+
+    def making(self, finetune_steps: int) -> float:
+        """Of the batches of so many steps of both tasks."""
+        return self.factor * self.per_made * 2 * finetune_steps * self.batch
 
     def tested(self, macs: float) -> float:
         """Of a student that is scored on both splits and not trained."""
@@ -104,7 +111,19 @@ def probe(context: Context, space: SearchSpace) -> Pace:
     scored, drawn = (len(of.rows) for of in (whole(context.corpus, "val", context.trials["val"]), context.drawn))
     recipe = context.study.config.recipe
     measured = {"per_clip": float(per_clip), "per_mac": float(per_mac)}
-    return Pace(**measured, scored=scored, drawn=drawn, batch=recipe.batch, head_steps=recipe.head_steps)
+    made = _seconds_made(context)
+    return Pace(**measured, scored=scored, drawn=drawn, batch=recipe.batch, head_steps=recipe.head_steps, per_made=made)
+
+
+def _seconds_made(context: Context) -> float:
+    """Of a clip of a batch."""
+    recipe, window = context.study.config.recipe, context.target.window
+    stream = keyword_stream(context.corpus, context.corpus.keyword_labels, recipe, window, context.augment, seed=0)
+    for steps in (1, PROBE_STEPS):  # the first reads what is mapped
+        started = time.monotonic()
+        for step in range(steps):
+            stream(step)
+    return (time.monotonic() - started) / (PROBE_STEPS * recipe.batch)
 
 
 def with_cores(context: Context, pace: Pace, most: int) -> Pace:

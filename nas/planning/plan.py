@@ -203,7 +203,11 @@ def tutoring(config: StudyConfig, resources: float, pace: Pace, sizes: Sizes) ->
         return {}
     most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
     lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
-    return {steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) for steps in lengths}
+    cores = pace.cores or resources  # all that it holds wait for the batches that it is the first to hear
+    return {
+        steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) + cores * pace.making(steps)
+        for steps in lengths
+    }
 
 
 def number_of_candidates(costs: Costs, left: float, steps: int) -> int:

@@ -86,7 +86,8 @@ def prepare(study: Study, budget: Budget, console: Console) -> Context:
     state_seconds = STATES_SHARE * budget.seconds / on_driver if on_driver else math.inf
     with study.ledger.timing(PREPARATION, on_driver), progress(console, "speech and teacher states") as tick:
         context = open_context(study, tick, state_seconds)
-        if on_driver and study.config.recipe.fit_windows:  # else the first worker makes it, on its GPU
+        recipe = study.config.recipe
+        if on_driver and recipe.fit_windows and recipe.start == "kept layers":  # else the first worker, on its GPU
             context.prepare_lesson()
     console.print(
         f"corpus: {len(context.corpus):,} clips, {len(context.corpus.keyword_labels)} keywords; teacher {context.teacher.name}: "

@@ -27,6 +27,7 @@ from nas.planning.plan import (
     full_steps,
     make_plan,
     steps_between,
+    tutoring,
 )
 from nas.stages.finalists import choose_finalists, spread
 from nas.study.budget import Budget, parse_budget
@@ -121,6 +122,14 @@ def test_a_tutor_that_is_slightly_shorter_than_finals_is_made_as_long() -> None:
     for longer, stands in ((1.0, True), (1.2, True), (3.0, False)):
         planned = plan(budget, finetune_steps=round(longer * tutor))
         assert (planned.tutor_steps >= planned.full_steps) == stands
+
+
+def test_a_tutor_pays_for_the_batches_that_it_is_the_first_to_hear() -> None:
+    """On all the cores that wait for them."""
+    config, held = StudyConfig(name="a"), replace(PACE, cores=2.0, alone=1.2)
+    free, paid = (tutoring(config, 1.0, pace, SIZES) for pace in (held, replace(held, per_made=3e-3)))
+    for steps, seconds in free.items():
+        assert paid[steps] == pytest.approx(seconds + 2 * 3e-3 * 2 * steps * PACE.batch)
 
 
 @given(st.floats(1e8, 8e10))
