@@ -14,6 +14,7 @@ from trainers.learning.sandwich import distilled_steps
 TUTOR_SHARE = 0.12  # of what is left, at most, for the tuned teacher that students ask
 STANDING_SHARE = 0.2  # likewise, where the tutor is made as long as finals, so that it is the teacher that they are compared with
 FEWEST_TUTOR, MOST_TUTOR = 40, 1200  # steps
+START_SECONDS = 6.0  # of a worker, which loads torch and opens a study
 SEARCH_SHARE = 0.45  # of the budget goes to candidates, the rest to finalists and references
 FEWEST_STEPS, MOST_STEPS = 20, 5000
 MOST_FULL_STEPS = 20_000
@@ -203,9 +204,9 @@ def tutoring(config: StudyConfig, resources: float, pace: Pace, sizes: Sizes) ->
         return {}
     most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
     lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
-    cores = pace.cores or resources  # all that it holds wait for the batches that it is the first to hear
+    cores = pace.cores or resources  # all that it holds wait for its start, and for the batches that it is the first to hear
     return {
-        steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) + cores * pace.making(steps)
+        steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) + cores * (pace.making(steps) + START_SECONDS)
         for steps in lengths
     }
 
