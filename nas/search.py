@@ -63,7 +63,7 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     console.print(describe_plan(plan, context.study.config, account, forecast.to_go()))
     if plan.tutor_steps:
         with progress(console, "tutor", in_words) as tick:
-            prepare_tutor(context, plan, account, tick)
+            prepare_tutor(context, account, tick, steps=plan.tutor_steps, seconds=plan.tutor_seconds, cores=plan.alone_cores)
         forecast.after("the tutor", plan.shared_seconds)
     if plan.shared_steps:
         with progress(console, "shared student", in_words) as tick:

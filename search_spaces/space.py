@@ -1,7 +1,7 @@
 """A search space: what a search may choose, and the choosers that choose from it."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
@@ -105,6 +105,25 @@ class SearchSpace:
     def largest(self, geometry: Geometry) -> Architecture:
         """The member of most weights (the last of its kept layers)."""
         return max(self.corners(-1), key=lambda corner: _size(corner, geometry))
+
+    def largest_within(self, most: float, front_end: FrontEnd, weights: Callable[[Architecture], float]) -> Architecture | None:
+        """Of the members with that front end whose layers are alike and the first of their sets, that of most weights, `most` at
+        most; None where all have more, or the space lacks the front end."""
+        depths = [depth for depth in self.depths if depth]
+        sizes = product(self.front_widths.get(front_end, ()), self.widths, self.heads, self.ffn_dims, depths)
+        members = (
+            Architecture(
+                front_end=front_end,
+                front_width=front_width,
+                frame_stride=self.frame_strides[0],
+                width=width,
+                heads=(heads,) * depth,
+                ffn_dims=(units,) * depth,
+                kept_layers=self.layer_sets(depth)[0],
+            )
+            for front_width, width, heads, units, depth in sizes
+        )
+        return max((member for member in members if weights(member) <= most), key=weights, default=None)
 
     def corners(self, end: int) -> list[Architecture]:
         """One for each front end and stride; the other fields at one end of their choices, 0 or -1. Where a front end may stand

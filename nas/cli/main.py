@@ -17,6 +17,7 @@ from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, r
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
 from nas.cli.teacher import teacher_app
+from nas.cli.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Finds small speech encoders for edge devices."
@@ -25,6 +26,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(profile_app, name="profile")
 app.command()(reproduce)
+app.command()(tune)
 
 
 @app.callback()
@@ -169,7 +171,7 @@ def front(
     from nas.report.front import FRONT_FILE, build_front
     from nas.study.folder import open_study
 
-    opened = open_study(study)
+    opened = open_study(study, commands=("search", "tune"))
     written = opened.read_json(FRONT_FILE)
     content = written if written and written["stage"] == "final" else build_front(opened)
     if as_json:

@@ -53,7 +53,7 @@ def reproduce(
     from nas.study.progress import console
 
     if resume is not None:
-        study = open_study(resume, command="reproduce")
+        study = open_study(resume, commands=("reproduce",))
         experiment = read_experiment(study)
     else:
         experiment = Experiment(

@@ -126,9 +126,11 @@ def _seconds_made(context: Context) -> float:
     return (time.monotonic() - started) / (PROBE_STEPS * recipe.batch)
 
 
-def with_cores(context: Context, pace: Pace, most: int) -> Pace:
-    """With the cores, at most so many, that a training which runs alone does best to hold: see `best_cores`."""
-    student = build_student(context, context.teacher.architecture, "random", distilled=context.study.config.distils)
+def with_cores(context: Context, pace: Pace, most: int, architecture: Network | None = None) -> Pace:
+    """With the cores, at most so many, that a training which runs alone does best to hold: see `best_cores`. architecture: of what
+    trains, by default the teacher's."""
+    network = architecture or context.teacher.architecture
+    student = build_student(context, network, "random", distilled=context.study.config.distils)
     before = torch.get_num_threads()
 
     def seconds(cores: int) -> float:

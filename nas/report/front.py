@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from nas.report.notes import notes
-from nas.stages.finals import SCRATCH, Final, front_of, read_finals
+from nas.stages.finals import AS_IT_WAS, SCRATCH, Final, front_of, read_finals
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
-from nas.study.folder import Study
+from nas.study.folder import LINEAGE_FILE, Study
 from nas.study.pareto import hypervolume, knee, non_dominated
 from nas.worker.evaluate import read_outcome
 from nas.worker.scores import by_corpus
@@ -28,18 +28,19 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     run_ids: MLflow runs of finals by name.
     """
     facts = study.read_json("prepared.json") or {}
-    finals = read_finals(study)
+    finals, tuned_from = read_finals(study), study.read_json(LINEAGE_FILE)
     on_front = front_of(finals)
-    ended = bool(on_front) and any(final.role == SCRATCH and (final.scores or final.error) for final in finals)  # it comes last
+    is_last_done = any(final.role == SCRATCH and (final.scores or final.error) for final in finals)  # it comes last
+    ended = bool(on_front) and (tuned_from is not None or is_last_done)
     if ended:
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
         beside = [f for f in finals if f.scores and f.role != "finalist" and f.candidate in (None, best.candidate)]
-        teacher = tested(study, "teacher")
-        members, references = ([_member(study, final, facts, run_ids, teacher) for final in shown] for shown in (on_front, beside))
+        compared = tested(study, "as-it-was" if tuned_from else "teacher")
+        members, references = ([_member(study, final, facts, run_ids, compared) for final in shown] for shown in (on_front, beside))
     else:
         members, references = [_candidate_member(candidate, facts) for candidate in search_front(study.candidates())], []
     members.sort(key=lambda member: float(member["latency_ms"]))
-    _name_aliases(members)
+    _name_aliases(members, only="tuned" if tuned_from else None)
     front: dict[str, Any] = {
         "study": study.config.name,
         "stage": "final" if ended else "search",
@@ -57,6 +58,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "candidates": count_states(study.candidates()),
         "members": members,
         "references": references,
+        **({"tuned_from": tuned_from} if tuned_from else {}),
     }
     front["hypervolume"] = front_hypervolume(members, references)
     return {**front, "notes": notes(front)}
@@ -82,8 +84,9 @@ def tested(study: Study, name: str) -> Resampled | None:
 
 
 def _member(
-    study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None, teacher: Resampled | None
+    study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None, compared: Resampled | None
 ) -> Member:
+    """compared: the test outcome that its own is compared with, the teacher's or that of the model as it was."""
     member = {
         **_figures(final.scores, facts, final.latency_kind, "test"),
         "name": final.name,
@@ -98,8 +101,8 @@ def _member(
         "read_before": final.read_before,
         "architecture": json.loads(final.architecture.to_json()),
     }
-    if final.role != "teacher" and teacher and (own := tested(study, final.name)):
-        change = own - teacher
+    if final.role not in ("teacher", AS_IT_WAS) and compared and (own := tested(study, final.name)):
+        change = own - compared
         member["change"] = dict(zip(("accuracy", "eer"), map(asdict, change.rates())))
         for corpus, changed in contents(change.by_corpus()).items():
             member["by_corpus"][corpus]["change"] = changed
@@ -129,11 +132,11 @@ def _figures(scores: Mapping[str, float], facts: Mapping[str, Any], kind: str, s
     }
 
 
-def _name_aliases(members: Sequence[Member]) -> None:
-    """Marks the front's knee, fastest, smallest and most accurate member, by validation scores."""
+def _name_aliases(members: Sequence[Member], only: str | None = None) -> None:
+    """Marks the front's knee, fastest, smallest and most accurate member, by validation scores. only: marks all with this alone."""
     for member in members:
-        member["aliases"] = []
-    if not members:
+        member["aliases"] = [only] if only else []
+    if only or not members:
         return
     points = np.array([objective_values(member) for member in members])
     rules = {

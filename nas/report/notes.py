@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.stages.finals import PREDICTED, as_predicted
+from nas.stages.finals import AS_IT_WAS, PREDICTED, as_predicted
 from nas.study.pareto import dominates
 
 SMALL, CLOSE = 0.25, 3.0  # "small and close": at most a quarter of the teacher, within 3 points of both its scores
@@ -54,12 +54,26 @@ def _as_trained(front: Front) -> Iterator[str]:
 
 def _read_before(front: Front) -> Iterator[str]:
     if names := [m["name"] for m in front["members"] if m.get("read_before")]:
-        yield f"The test split was read before, when they were members as candidates, and they were trained on: {', '.join(names)}."
+        when = "when the model was chosen" if "tuned_from" in front else "when they were members as candidates"
+        yield f"The test split was read before, {when}, and they were trained on: {', '.join(names)}."
+
+
+def _tuned(front: Front) -> Iterator[str]:
+    if before := front.get("tuned_from"):
+        more = front["members"][0]["updates"]
+        yield f"Tuned on from {before['model']} for {more:,} updates, after its {_updates(before['steps']):,}."
+        if new := before.get("new_keywords"):
+            yield f"The model as it was does not know of {', '.join(new)}: it errs on all clips of them."
+
+
+def _updates(steps: Mapping[str, int]) -> int:
+    return steps["distill"] + 2 * steps["finetune"]
 
 
 def _not_compared(front: Front) -> Iterator[str]:
     longest = max(member["updates"] for member in front["members"])
-    if short := [f"{r['role']} ({r['updates']:,} of {longest:,})" for r in front["references"] if r["updates"] < longest]:
+    shorter = [r for r in front["references"] if r["updates"] < longest and r["role"] != AS_IT_WAS]
+    if short := [f"{r['role']} ({r['updates']:,} of {longest:,})" for r in shorter]:
         yield f"Trained with fewer updates than some members, and not compared with those: {', '.join(short)}."
 
 
@@ -98,8 +112,8 @@ def _beaten_by_the_baseline(front: Front) -> Iterator[str]:
 def _uneven(front: Front) -> Iterator[str]:
     """Members whose mean over corpora hides one on which they are much worse."""
     points, rule = FAR, "Worse on one corpus than in their own mean over corpora by at least"
-    if _reference(front, "teacher"):
-        points, rule = UNEVEN, "Lose more against the teacher on one corpus than on the others' mean, by at least"
+    if against := _against(front):
+        points, rule = UNEVEN, f"Lose more against {against} on one corpus than on the others' mean, by at least"
     found = [
         f"{member['name']} ({'EER' if kind == 'eer' else kind} on {corpus}: {by:.1f})"
         for member in front["members"]
@@ -136,9 +150,9 @@ def _predictions(front: Front) -> Iterator[str]:
 
 def _tutored(front: Front) -> Iterator[str]:
     if steps := max((member["steps"].get("tutor", 0) for member in front["members"]), default=0):
-        yield (
-            f"Beside the labels, members and the paper's student learned from the answers of a tutor: the teacher, tuned for "
-            f"{steps:,} steps. What is from scratch, and BC-ResNet, had labels alone."
+        who = "it" if "tuned_from" in front else "members and the paper's student"
+        yield f"Beside the labels, {who} learned from the answers of a tutor: the teacher, tuned for {steps:,} steps." + (
+            "" if "tuned_from" in front else " What is from scratch, and BC-ResNet, had labels alone."
         )
 
 
@@ -163,6 +177,7 @@ def _knee_from_scratch(front: Front) -> Iterator[str]:
 FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _as_trained,
     _read_before,
+    _tuned,
     _not_compared,
     _beside_the_papers_student,
     _small_and_close,
@@ -173,6 +188,11 @@ FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _shared_start,
     _knee_from_scratch,
 )
+
+
+def _against(front: Front) -> str | None:
+    """What members are compared with."""
+    return "the model as it was" if "tuned_from" in front else "the teacher" if _reference(front, "teacher") else None
 
 
 def _reference(front: Front, role: str) -> Member | None:

@@ -15,7 +15,7 @@ from deploy.target import load_target
 from nas.report.front import Member, build_front
 from nas.report.table import write_report
 from nas.stages.finals import Final, read_finals
-from nas.study.folder import Study
+from nas.study.folder import Study, command_of
 from nas.tracking.mirror import Tracking
 from nas.tracking.models import log_model, register
 from nas.tracking.registry import resolve_model
@@ -43,7 +43,7 @@ def report(context: Context, tracking: Tracking) -> dict[str, Any]:
     except Exception as error:  # MLflow's and its transports' many kinds
         raise ValueError(
             f"MLflow did not take the results ({str(error).splitlines()[0]}); the front is in {study.folder}, and "
-            f"`srlnas search --resume {study.config.name}` logs it again"
+            f"`srlnas {command_of(study.folder)} --resume {study.config.name}` logs it again"
         ) from error
     return front
 
@@ -79,7 +79,7 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
             model_id = log_model(tracking, member["run_id"], member["name"], Path(folder), metrics=member["scores"])
         register(
             tracking.client,
-            study.config.name,
+            front.get("tuned_from", {}).get("registered", study.config.name),
             model_id,
             aliases=member["aliases"],
             tags={
@@ -88,6 +88,7 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
                 "latency_kind": member["latency_kind"],
                 "synthetic": front["synthetic"],
                 "candidate": member["candidate"],
+                **({"tuned_from": front["tuned_from"]["model"]} if "tuned_from" in front else {}),
             },
             description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name} "
             f"({member['latency_kind']})",
@@ -126,6 +127,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "seed": context.study.config.seed,
             "srlnas": version("srlnas"),
             "machine": front["machine"],
+            **({"tuned_from": front["tuned_from"]} if "tuned_from" in front else {}),
         },
     }
     (folder / MODEL_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

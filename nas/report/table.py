@@ -75,9 +75,10 @@ def caption(front: Mapping[str, Any]) -> str:
         f"{target.get('precision')}, {target.get('window')} samples a window ({front.get('machine')}); predicted: "
         f"{PROMISES.get(front.get('latency_kind') or '', '')}."
     )
+    against = "the model as it was" if "tuned_from" in front else "the teacher"
     spent = ", ".join(f"{what} {in_words(seconds)}" for what, seconds in front["ledger"].items())
     return (
-        f"Scores: {front['split']} split,{means} 95 % intervals over speakers{within}; changes against the teacher, paired. "
+        f"Scores: {front['split']} split,{means} 95 % intervals over speakers{within}; changes against {against}, paired. "
         f"{where} Budget {front['budget']}, spent: {spent}."
     )
 

@@ -19,9 +19,13 @@ from nas.worker.context import cost_scores, space_of
 from nas.worker.deaths import Deaths
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import HEARTBEAT, trainable
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, Geometry, Heads
 from search_spaces.catalog import published_students
+from search_spaces.cost import cost
 from search_spaces.space import Nearest, SearchSpace
+
+QUARTER = 0.25  # of its teacher's weights: the size of the student that the paper compares with its teacher
+KEYWORDS = 12  # of a head whose weights are counted; a few more or less change nothing
 
 
 class Exploration:
@@ -95,7 +99,7 @@ class Exploration:
             seed=config.seed,
             limit=config.candidates,
             sampler=config.sampler,
-            first=first_candidates(space, teacher.architecture, teacher.geometry),
+            first=first_candidates(space, teacher.architecture, teacher.geometry, config.recipe.heads),
         )
 
     def _new(self, number: int, architecture: Architecture) -> Candidate:
@@ -167,10 +171,18 @@ class Exploration:
         self.show()
 
 
-def first_candidates(space: SearchSpace, teacher: Architecture, geometry: Geometry) -> list[Architecture]:
-    """What is tried before any proposal: the smallest and the largest student, and the members next to published ones."""
+def first_candidates(
+    space: SearchSpace, teacher: Architecture, geometry: Geometry, read: Heads = "every state"
+) -> list[Architecture]:
+    """What is tried before any proposal: the smallest and the largest student, the largest of at most a quarter of the teacher's
+    weights, and the members next to published ones."""
+
+    def weights(architecture: Architecture) -> int:
+        return cost(architecture, geometry, keywords=KEYWORDS, samples=RECEPTIVE_FIELD, read=read).params
+
     published = [space.architecture(Nearest(student)) for student in published_students(teacher).values()]
-    return [space.smallest(geometry), space.largest(geometry), *published]
+    quarter = space.largest_within(QUARTER * weights(teacher), teacher.front_end, weights)
+    return [space.smallest(geometry), space.largest(geometry), *([quarter] if quarter else []), *published]
 
 
 def _ticker(show: Callable[[], None]) -> Any:

@@ -14,8 +14,9 @@ from nas.study.pareto import non_dominated
 from nas.worker.task import Start
 from search_spaces.architecture import Network, network_from_dict
 
-Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch", "tutor"]
+Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch", "tutor", "as it was"]
 SCRATCH: Role = "knee from scratch"
+AS_IT_WAS: Role = "as it was"  # the model that is tuned on
 TUTOR = "tutor"  # its folder in `students/`, and what the ledger calls it
 FINALS_FILE = "finals.jsonl"
 PREDICTED = "predicted_latency_ms"

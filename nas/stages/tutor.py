@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from nas.planning.plan import Plan
 from nas.stages.finals import TUTOR, Final
 from nas.stages.references import keep, kept_report
 from nas.study.budget import Account
+from nas.study.folder import Study, command_of
 from nas.worker.cluster import cores_alone
 from nas.worker.context import Context
 from nas.worker.task import Task, task_json
@@ -13,23 +13,29 @@ from nas.worker.trainings import run_alone
 from trainers.networks.student import ARCHITECTURE_FILE
 
 
-def prepare_tutor(context: Context, plan: Plan, account: Account, tick: Callable[[float, float], None]) -> None:
-    """Tunes it in a worker, charged, where the plan has one and the study folder has not; one that another study left in the cache
-    is taken. Raises ValueError when its training failed."""
-    study = context.study
-    if not plan.tutor_steps or (study.weights_folder(TUTOR) / ARCHITECTURE_FILE).is_file():
+def has_tutor(study: Study) -> bool:
+    return (study.weights_folder(TUTOR) / ARCHITECTURE_FILE).is_file()
+
+
+def prepare_tutor(
+    context: Context, account: Account, tick: Callable[[float, float], None], *, steps: int, seconds: float, cores: float
+) -> None:
+    """Tunes it in a worker, charged, where the study folder has none; one that another study left in the cache is taken.
+
+    seconds: resource-seconds that are expected. cores: as planned. Raises ValueError when its training failed."""
+    study, architecture = context.study, context.teacher.architecture
+    if has_tutor(study):
         return
-    architecture, steps = context.teacher.architecture, plan.tutor_steps
     final = Final(name=TUTOR, role="tutor", architecture=architecture, start="teacher", distill_steps=0, finetune_steps=steps)
     if kept_report(context, final):
         return
-    cores, expected = cores_alone(plan.alone_cores), plan.tutor_seconds
+    cores = cores_alone(cores)
     task = _task(context, final, cores)
-    report = run_alone(task, study.config, account, what=TUTOR, expected=expected, tick=tick, cores=cores)
+    report = run_alone(task, study.config, account, what=TUTOR, expected=seconds, tick=tick, cores=cores)
     if "error" in report:
         raise ValueError(
-            f"the tutor was not made: {report['error']}; `srlnas search --resume {study.config.name}` goes on, a search whose "
-            "recipe has tutor_weight = 0.0 does without it"
+            f"the tutor was not made: {report['error']}; `srlnas {command_of(study.folder)} --resume {study.config.name}` goes on, "
+            "a search whose recipe has tutor_weight = 0.0 does without it"
         )
     keep(context, final, report)
 

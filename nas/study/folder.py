@@ -3,7 +3,7 @@
 import fcntl
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +16,7 @@ from nas.study.config import StudyConfig, check_name
 
 STUDIES = Path("studies")
 EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
+LINEAGE_FILE = "lineage.json"  # in the folder of `srlnas tune`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +94,25 @@ def create_study(config: StudyConfig, studies: Path = STUDIES) -> Study:
     return Study(folder=folder, config=config)
 
 
-def open_study(name: str | None = None, studies: Path = STUDIES, command: str = "search") -> Study:
-    """The study of that name, without one the last that the command began. Raises ValueError where there is none."""
+def open_study(name: str | None = None, studies: Path = STUDIES, commands: Sequence[str] = ("search",)) -> Study:
+    """The study of that name, without one the last that one of the commands began. Raises ValueError where there is none."""
     known = sorted(
         (path.parent for path in studies.glob("*/study.toml")), key=lambda folder: (folder / "study.toml").stat().st_mtime
     )
     if name is not None:
         check_name(name)
-    wanted = [folder for folder in known if (folder.name == name if name else command_of(folder) == command)]
+    wanted = [folder for folder in known if (folder.name == name if name else command_of(folder) in commands)]
     if not wanted:
         what = f"there is no study {name!r} in {studies}/" if name else f"there is no study in {studies}/"
         raise ValueError(f"{what}; known: {', '.join(folder.name for folder in known) or 'none, begin one with `srlnas search`'}")
-    if command_of(wanted[-1]) != command:
-        raise ValueError(f"the study {name} is not of `srlnas {command}`; {_to_continue(wanted[-1])}")
+    if command_of(wanted[-1]) not in commands:
+        raise ValueError(f"the study {name} is not of `srlnas {commands[0]}`; {_to_continue(wanted[-1])}")
     return open_folder(wanted[-1])
 
 
 def command_of(folder: Path) -> str:
+    if (folder / LINEAGE_FILE).is_file():
+        return "tune"
     return "reproduce" if (folder / EXPERIMENT_FILE).is_file() else "search"
 
 

@@ -34,6 +34,7 @@ from trainers.speech.trial_lists import study_trials
 from trainers.speech.trials import Trials
 from trainers.teacher.teacher import Teacher, load_teacher
 
+MODEL = "model"  # folder below `students/` of the model that a study tunes on
 SHARED_FILE = "shared.safetensors"  # weights of the shared student, in the study folder
 
 

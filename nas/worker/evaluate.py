@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.worker.context import SHARED_FILE, Context, context_of, cost_scores, space_of
+from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
 from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
@@ -30,7 +30,7 @@ from trainers.learning.streams import Share, alone
 from trainers.learning.targets import FREE_SHARE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
-from trainers.networks.student import Student, load_student, save_student
+from trainers.networks.student import Student, continued, load_student, save_student
 from trainers.scoring.draw import whole
 from trainers.scoring.metrics import resampled
 from trainers.scoring.outcome import Outcome
@@ -136,6 +136,8 @@ def build_student(context: Context, architecture: Network, start: Start, *, dist
     if start == "shared student":
         assert isinstance(architecture, Architecture), "a baseline inherits nothing"
         return shared_student(str(context.study.folder.resolve())).extract(architecture)
+    if start == "model":
+        return continued(load_student(context.study.weights_folder(MODEL)), recipe.speaker_layer)
     student = make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
     if start == "kept layers" and recipe.fit_windows and isinstance(architecture, Architecture) and architecture.depth:
         fit_student(student, context.targets, context.lesson)
@@ -170,7 +172,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     last one nothing goes on, and the student itself is."""
     device, watch = pick_device(), watch or Stopwatch()
     is_taught, recipe = _is_taught(student, task.start), context.study.config.recipe
-    own = recipe.teacher_rate if task.start == "teacher" else recipe.rate if is_taught else recipe.random_rate
+    own = recipe.teacher_rate if task.start in ("teacher", "model") else recipe.rate if is_taught else recipe.random_rate
     recipe = dataclasses.replace(recipe, **{"rate": own, **task.tuning})
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
     done = checkpoint.read(student, optimizer, device) if checkpoint else 0
@@ -219,6 +221,8 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
 def _is_taught(student: Student, start: Start) -> bool:
     """Whether its encoder has learnt something and its heads have not. Broadcast blocks begin at random."""
     architecture = student.architecture
+    if start == "model":
+        return True
     return start in ("kept layers", "teacher") and isinstance(architecture, Architecture) and architecture.front_end != "bc"
 
 

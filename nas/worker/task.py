@@ -10,7 +10,7 @@ from typing import Any, Literal
 Lengths = Sequence[tuple[int, int]]
 
 
-Start = Literal["kept layers", "random", "teacher", "shared student"]
+Start = Literal["kept layers", "random", "teacher", "shared student", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class Task:
 
     study: absolute folder. name: of the student below its `students/`, and of what an
     interruption leaves of it; without one it leaves nothing. start: from the kept teacher layers, at random, the teacher
-    itself, or with the weights of the study's shared student. splits: those to score; `test` only once a study, for finalists and
-    references.
+    itself, with the weights of the study's shared student, or with those of the model that it tunes on. splits: those to score;
+    `test` only once a study, for finalists and references.
     rungs: lengths at which it is scored, each `reduction` times the one before up to the steps; the rungs `done` are passed over.
     tuning: fields of the recipe that differ from the study's. distilled: name of the distilled student below the
     study's `distilled/`, which the first task that asks for it makes, and others begin with and go on from.

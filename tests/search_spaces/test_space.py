@@ -370,3 +370,20 @@ def test_the_nearest_member_is_as_large_as_the_space_allows() -> None:
     assert nearest.kept_layers == (1,) and nearest.front_end == "wave" and nearest.width == max(space.widths)
     deep = space.architecture(Nearest(published_students(MINI)["LightHuBERT Small"]))
     assert deep.depth == max(space.depths) and deep.width == 128 and set(deep.heads) == {2} and set(deep.ffn_dims) == {256}
+
+
+@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("of", ["mini", "base", "large"])
+def test_the_largest_within_a_size_is_a_member_and_no_larger(name: str, of: str) -> None:
+    original, geometry = TEACHERS[of]
+    space = find_space(name, original, geometry)
+    most, least = (weights(member, geometry) for member in (space.largest(geometry), space.smallest(geometry)))
+    found = [
+        space.largest_within(least + share * (most - least), original.front_end, lambda member: weights(member, geometry))
+        for share in (0.1, 0.3, 1.1)
+    ]
+    assert all(member is None or member in space for member in found)
+    sizes = [weights(member, geometry) if member else 0 for member in found]
+    assert sizes == sorted(sizes) and found[2] is not None
+    assert all(size <= least + share * (most - least) for size, share in zip(sizes, (0.1, 0.3, 1.1)))
+    assert space.largest_within(0, original.front_end, lambda member: weights(member, geometry)) is None

@@ -24,6 +24,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 Matching = Literal["last state", "layer to layer"]
 SMALLEST_VARIANCE = 1e-5
+UNKNOWN = -1e4  # logit of a keyword that a student has never heard
 
 
 class Student(nn.Module):
@@ -145,6 +146,36 @@ class Student(nn.Module):
             folded.weight.copy_((head.weight @ weight_wf[:, -read:].T)[:, -kept:])
             folded.bias.copy_(head(bias_1f[:, -read:])[0])
         return student.eval()
+
+
+def continued(student: Student, speaker_layer: int | None = None) -> Student:
+    """A folded student, to be trained on: the same encoder, heads that are fitted anew before a norm. speaker_layer: as of
+    `Student`."""
+    new = Student(
+        student.architecture,
+        student.encoder.geometry,
+        student.keywords,
+        heads=student.heads,
+        speaker_layer=speaker_layer,
+        is_folded=False,
+    )
+    new.encoder.load_state_dict(student.encoder.state_dict())
+    return new
+
+
+@torch.no_grad()
+def with_keywords(student: Student, keywords: tuple[str, ...]) -> Student:
+    """A folded student that knows of more keywords: the same function, which never says a new one. keywords: its own among
+    them."""
+    new = Student(student.architecture, student.encoder.geometry, keywords, heads=student.heads)
+    new.encoder.load_state_dict(student.encoder.state_dict())
+    new.speaker_head.load_state_dict(student.speaker_head.state_dict())
+    new.keyword_head.weight.zero_()
+    new.keyword_head.bias.fill_(UNKNOWN)
+    own = [keywords.index(keyword) for keyword in student.keywords]
+    new.keyword_head.weight[own] = student.keyword_head.weight
+    new.keyword_head.bias[own] = student.keyword_head.bias
+    return new.eval()
 
 
 def statistics(state_bsw: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,9 @@ from nas.planning.plan import (
     steps_between,
     tutoring,
 )
+from nas.planning.tuning import plan_tuning
 from nas.stages.finalists import choose_finalists, spread
-from nas.study.budget import Budget, parse_budget
+from nas.study.budget import Account, Budget, Ledger, parse_budget
 from nas.study.candidates import Candidate, values_of
 from nas.study.config import StudyConfig
 from nas.study.pareto import non_dominated
@@ -271,3 +272,18 @@ def test_candidates_pay_for_the_clips_that_are_drawn_and_finals_for_all() -> Non
     clips = PACE.scored - 100
     saved = PACE.rungs(TYPICAL, [(50, 50)]) - drawn.rungs(TYPICAL, [(50, 50)])
     assert saved == pytest.approx((PACE.per_clip + PACE.per_mac * TYPICAL) * clips / 3)
+
+
+@given(st.floats(300, 1e4), st.booleans())
+def test_a_model_is_tuned_for_as_long_as_the_budget_lasts(
+    tmp_path_factory: pytest.TempPathFactory, seconds: float, tutored: bool
+) -> None:
+    budget = Budget(resource="cpu", seconds=seconds)
+    account = Account(budget=budget, ledger=Ledger(tmp_path_factory.mktemp("a") / "ledger.jsonl"), resources=1.0, workers=1)
+    tutors = tutoring(StudyConfig(name="a"), 1.0, PACE, SIZES) if tutored else {}
+    planned = plan_tuning(PACE, TYPICAL, account, tutors, None)
+    assert (planned.tutor_steps > 0) <= tutored
+    assert planned.tutor_seconds <= TUTOR_SHARE * seconds
+    assert planned.tutor_seconds + FINAL_SAFETY * planned.seconds <= seconds
+    with pytest.raises(ValueError, match="does not buy"):
+        plan_tuning(PACE, TYPICAL, account, tutors, 100 * planned.steps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, frame_count
-from trainers.networks.student import Student, load_student, save_student
+from trainers.networks.student import Student, continued, load_student, save_student, with_keywords
 
 GEOMETRY = Geometry(
     head_dim=8,
@@ -211,3 +211,20 @@ def test_the_speaker_s_loss_trains_the_layers_up_to_the_one_that_is_named(layer:
         has = [any(weight.grad is not None and weight.grad.any() for weight in each.parameters()) for each in built.encoder.layers]  # type: ignore[union-attr]
         assert has == [i < reached for i in range(2)]
         assert all(weight.grad is not None for weight in built.encoder.front.parameters())  # type: ignore[union-attr]
+
+
+def test_a_student_that_knows_of_more_keywords_says_what_it_said() -> None:
+    before, heard = with_statistics(student()).folded(), noise(5, 4000)
+    after = with_keywords(before, ("abc", *KEYWORDS[1:], "zebra", KEYWORDS[0]))
+    logits, embedding = before(heard)
+    wider, same = after(heard)
+    torch.testing.assert_close(wider[:, [4, 1, 2]], logits)
+    torch.testing.assert_close(same, embedding)
+    assert (wider.argmax(1)[:, None] == torch.tensor([4, 1, 2])).any(1).all()
+
+
+def test_what_is_trained_on_begins_with_the_encoder_and_a_norm_before_its_heads() -> None:
+    before = with_statistics(student(heads="every state")).folded()
+    after = continued(before)
+    assert isinstance(after.norm, nn.BatchNorm1d) and after.keywords == before.keywords
+    assert torch.equal(after.hear(noise(3, 4000)), before.hear(noise(3, 4000)))
