@@ -64,6 +64,9 @@ def search(
         str,
         typer.Option(help="Begin candidates with a shared student's weights: on, off, auto, or studies/NAME/shared.safetensors."),
     ] = "auto",
+    learn_from: Annotated[
+        list[str] | None, typer.Option(help="Study of this teacher and space whose candidates tell what to try; may be repeated.")
+    ] = None,
     finalists: Annotated[int, typer.Option(help="Train at most so many candidates at full length.")] = 8,
     recipe: RecipeFile = None,
     batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
@@ -108,6 +111,7 @@ def search(
             reduction=reduction,
             sampler=sampler,  # type: ignore[arg-type]  # checked by the configuration
             warm_start=warm_start,
+            learn_from=tuple(learn_from or ()),
             finalists=finalists,
             targets=targets,  # type: ignore[arg-type]  # checked by the configuration
             cpus=cpus,

@@ -19,7 +19,7 @@ from nas.planning.pace import measured_gpu_share
 from nas.planning.plan import check_rungs, named_file
 from nas.study.budget import Account, Budget, parse_budget
 from nas.study.config import StudyConfig
-from nas.study.folder import Study
+from nas.study.folder import Study, earlier_studies
 from nas.study.progress import progress
 from nas.tracking.connection import connect as connect_mlflow
 from nas.tracking.connection import default_tracking_uri
@@ -48,6 +48,9 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
         if path is not None and not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
     teacher = load_teacher(config.teacher)
+    for study in earlier_studies(config):
+        if load_teacher(study.config.teacher).digest != teacher.digest:
+            raise ValueError(f"nothing is learnt from the study {study.config.name}: its teacher is {study.config.teacher}")
     teacher.geometry.frames(load_target(config.target).window)  # a Whisper's positions end
     if (shared := named_file(config.warm_start)) is not None:
         if not shared.is_file():

@@ -17,10 +17,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from nas.proposals.earlier import hindsight
 from nas.proposals.surrogate import FEWEST, modelled, most_promising
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.config import Sampler
-from nas.study.pareto import front_ranks
+from nas.study.pareto import front_ranks, non_dominated
 from search_spaces.architecture import Architecture
 from search_spaces.space import Mutation, RandomChooser, Replay, SearchSpace
 
@@ -66,12 +67,15 @@ class StudySearcher(Searcher):
         limit: int | None,
         sampler: Sampler = "gp",
         first: Sequence[Architecture] = (),
+        earlier: Sequence[Sequence[Candidate]] = (),
     ) -> None:
-        """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes."""
+        """history: what is recorded. first: members of the space that are tried before anything that the sampler proposes.
+        earlier: candidates of other studies, of which `gp` learns."""
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.hooks, self.limit = space, hooks, limit
         self.sampler, self.seed, self.random = sampler, seed, random.Random(seed)
+        self.hindsight = hindsight(earlier)
         self.running: dict[str, tuple[int, int, Architecture]] = {}
         self.died: list[str] = []  # of those that run: to be tried again
         self.ended = [candidate for candidate in history if candidate.state != "running"]
@@ -128,10 +132,20 @@ class StudySearcher(Searcher):
         """A member that is neither known nor too dear, random or the most promising of many; None where there seems to be none."""
         scored = modelled(self.ended) if self.sampler == "gp" else []
         if len(scored) < FEWEST:
-            return next(self._unknown(()), None)
+            return self._foreseen() if self.sampler == "gp" and self.hindsight else next(self._unknown(()), None)
         pool = [*dict.fromkeys(islice(self._unknown([c.architecture for c in scored if c.state == "complete"]), POOL))]
         running = [architecture for _, _, architecture in self.running.values()]
-        return most_promising(pool, running, scored, self.hooks.latency, self.hooks.seconds) if pool else None
+        hooks = self.hooks
+        return most_promising(pool, running, scored, hooks.latency, hooks.seconds, self.hindsight) if pool else None
+
+    def _foreseen(self) -> Architecture | None:
+        """One of those that no other beats, as far as earlier studies tell."""
+        assert self.hindsight
+        pool = [*dict.fromkeys(islice(self._unknown(()), POOL))]
+        if not pool:
+            return None
+        points = np.column_stack([self.hindsight(pool), [self.hooks.latency(a) for a in pool]])
+        return self.random.choice([a for a, on in zip(pool, non_dominated(points)) if on])
 
     def _unknown(self, parents: Sequence[Architecture]) -> Iterator[Architecture]:
         """Members drawn at random, half of them near the parents where there are any; some may come again."""

@@ -22,6 +22,7 @@ FEWEST = 4  # candidates with scores before anything is modelled
 MOST = 256  # that are modelled: the cost is cubic in them
 LENGTHS = np.geomspace(0.7, 8.0, 8)  # of the kernel, where a feature goes from -1 to 1
 NOISES = (0.01, 0.03, 0.1, 0.3, 1.0)  # variance between trainings of the same sizes, over that which the sizes explain
+TRUSTS = (0.0, 0.5, 1.0, 3.0)  # weights of what earlier studies say
 MARGIN = 0.1  # of the range of what is seen or expected: how far behind the worst of it the reference lies
 DRAWS = 1024  # points at which the improvement is integrated
 
@@ -38,21 +39,25 @@ def most_promising(
     scored: Sequence[Candidate],
     latency: Callable[[Architecture], float],
     seconds: Callable[[Architecture], float],
+    hindsight: Callable[[Sequence[Architecture]], Points] | None = None,
 ) -> Architecture:
     """The member of the pool with the largest expected hypervolume improvement a second of its training (as Snoek et al., arXiv
     1206.2944), over the candidates that finished the last rung and over what those that run are expected to reach.
 
-    scored: as `modelled` gives them. latency: in ms. seconds: that a training is predicted to take.
+    scored: as `modelled` gives them. latency: in ms. seconds: that a training is predicted to take. hindsight: what earlier studies
+    lead one to expect of architectures, (members, errors).
     """
     last, members = scored[-1].rung, [*pool, *running]
     rows = to_unit([*(features(c.architecture, c.rung) for c in scored), *(features(a, last) for a in members)])
+    told = hindsight([*(c.architecture for c in scored), *members]) if hindsight else rows[:, :0]
+    rows = np.hstack([rows, told])
     known, asked, under_way = np.split(rows, [len(scored), len(scored) + len(pool)])
     points = np.array([values_of(c.scores) for c in scored])
     front = points[[c.rung == last for c in scored]]
     if running:  # taken for what is expected of them, so that workers do not all train the same
-        expected = np.column_stack([posterior(known, points[:, :-1], under_way)[0], [latency(a) for a in running]])
+        expected = np.column_stack([posterior(known, points[:, :-1], under_way, told.shape[1])[0], [latency(a) for a in running]])
         known, points, front = np.vstack([known, under_way]), np.vstack([points, expected]), np.vstack([front, expected])
-    means, deviations = posterior(known, points[:, :-1], asked)
+    means, deviations = posterior(known, points[:, :-1], asked, told.shape[1])
     expected = np.column_stack([means, [latency(a) for a in pool]])
     return pool[int((expected_improvement(front, expected, deviations) / [seconds(a) for a in pool]).argmax())]
 
@@ -75,12 +80,13 @@ def to_unit(rows: Sequence[Sequence[float]]) -> Points:
     return np.where(np.isnan(unit), 0.0, unit)
 
 
-def posterior(rows: Points, values: Points, new: Points) -> tuple[Points, Points]:
+def posterior(rows: Points, values: Points, new: Points, told: int = 0) -> tuple[Points, Points]:
     """Means and standard deviations (new, errors) of Gaussian processes through the values (rows, errors). Of each error, the
     kernel's length and the noise are the likeliest of a grid, the scale the likeliest of all (Rasmussen and Williams, 2006,
-    sections 2.2 and 5.4)."""
+    sections 2.2 and 5.4). told: of so many features, the last, the weight is the likeliest of a grid too, with nothing in it."""
     centred = values - values.mean(0)
-    fits = [fit for length in LENGTHS for fit in _fits(rows, centred, length)]
+    weights = [np.repeat([1.0, trust], [rows.shape[1] - told, told]) for trust in (TRUSTS if told else (1.0,))]
+    fits = [fit for weight in weights for length in LENGTHS for fit in _fits(rows, centred, length, weight)]
     each = [_predict(rows, new, i, max(fits, key=lambda fit: fit.likelihoods[i])) for i in range(values.shape[1])]
     means, deviations = (np.column_stack(every) for every in zip(*each, strict=True))
     return values.mean(0) + means, deviations
@@ -88,29 +94,31 @@ def posterior(rows: Points, values: Points, new: Points) -> tuple[Points, Points
 
 class _Fit(NamedTuple):
     """likelihoods: logarithms (errors,). scales: variances (errors,). factor: of the covariance over the scale. weights: (rows,
-    errors)."""
+    errors). of_features: their weights (features,)."""
 
     length: float
+    of_features: Points
     likelihoods: Points
     scales: Points
     factor: tuple[Points, bool]
     weights: Points
 
 
-def _fits(rows: Points, centred: Points, length: float) -> Iterator[_Fit]:
+def _fits(rows: Points, centred: Points, length: float, of_features: Points) -> Iterator[_Fit]:
     """One for each noise."""
-    covariance = kernel(rows, rows, length)
+    covariance = kernel(rows * of_features, rows * of_features, length)
     for noise in NOISES:
         factor = cho_factor(covariance + noise * np.eye(len(rows)), lower=True)
         weights = cho_solve(factor, centred)
         scales = np.maximum((centred * weights).mean(0), 1e-12)
         likelihoods = -len(rows) / 2 * np.log(scales) - np.log(np.diag(factor[0])).sum()
-        yield _Fit(length, likelihoods, scales, factor, weights)
+        yield _Fit(length, of_features, likelihoods, scales, factor, weights)
 
 
 def _predict(rows: Points, new: Points, error: int, fit: _Fit) -> tuple[Points, Points]:
     """Mean and standard deviation (new,) of one of the errors."""
-    across = kernel(new, rows, fit.length)
+    new = new * fit.of_features
+    across = kernel(new, rows * fit.of_features, fit.length)
     left = 1 + (new**2).sum(1) - np.einsum("nr,rn->n", across, cho_solve(fit.factor, across.T))
     return across @ fit.weights[:, error], np.sqrt(fit.scales[error] * np.maximum(left, 1e-9))
 

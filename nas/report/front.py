@@ -59,6 +59,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "members": members,
         "references": references,
         **({"tuned_from": tuned_from} if tuned_from else {}),
+        **({"learn_from": study.config.learn_from} if study.config.learn_from else {}),
     }
     front["hypervolume"] = front_hypervolume(members, references)
     return {**front, "notes": notes(front)}

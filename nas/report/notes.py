@@ -148,6 +148,11 @@ def _predictions(front: Front) -> Iterator[str]:
         )
 
 
+def _learned(front: Front) -> Iterator[str]:
+    if studies := front.get("learn_from"):
+        yield f"Proposals learned from the candidates of {', '.join(studies)}, whose cost is in the ledgers of those."
+
+
 def _tutored(front: Front) -> Iterator[str]:
     if steps := max((member["steps"].get("tutor", 0) for member in front["members"]), default=0):
         who = "it" if "tuned_from" in front else "members and the paper's student"
@@ -184,6 +189,7 @@ FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _beaten_by_the_baseline,
     _uneven,
     _predictions,
+    _learned,
     _tutored,
     _shared_start,
     _knee_from_scratch,

@@ -13,6 +13,7 @@ from nas.proposals.searcher import Hooks, StudySearcher
 from nas.stages.finals import TUTOR
 from nas.stages.records import Records
 from nas.study.candidates import LATENCY, Candidate
+from nas.study.folder import earlier_studies
 from nas.study.progress import say
 from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of
@@ -100,6 +101,7 @@ class Exploration:
             limit=config.candidates,
             sampler=config.sampler,
             first=first_candidates(space, teacher.architecture, teacher.geometry, config.recipe.heads),
+            earlier=[study.candidates() for study in earlier_studies(config)],
         )
 
     def _new(self, number: int, architecture: Architecture) -> Candidate:

@@ -32,6 +32,7 @@ class StudyConfig:
     target_windows: at most so many windows of teacher states. cpus, gpus: of one worker; with a budget of
     GPUs, 0 is a share of one that is measured.
     cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
+    learn_from: studies in `studies/` whose candidates proposals learn of.
     recipe: how everything is trained, a table of its own in the file.
     """
 
@@ -59,6 +60,7 @@ class StudyConfig:
     target_windows: int = 8000
     cpus: float = 1.0
     gpus: float = 0.0
+    learn_from: tuple[str, ...] = ()
     seed: int = 0
     tracking_uri: str | None = None
     cache: str = "studies/.cache"
@@ -82,6 +84,8 @@ class StudyConfig:
         for name, kinds in (("targets", Mode), ("sampler", Sampler)):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")
+        if self.learn_from and self.sampler != "gp":
+            raise ValueError(f"{self.sampler} does not learn from earlier studies: leave --learn-from out, or let gp propose")
         if self.recipe.frozen or not (self.recipe.keywords and self.recipe.speakers):
             raise ValueError(
                 "a study trains whole students for both tasks: leave keywords, speakers and frozen out of the recipe; "
@@ -111,7 +115,8 @@ class StudyConfig:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
         recipe = Recipe.from_dict(fields.get("recipe", {}))
         trials = fields.get("trials", ())
-        lists = {"data": tuple(fields.get("data", ())), "trials": (trials,) if isinstance(trials, str) else tuple(trials)}
+        lists = {name: tuple(fields.get(name, ())) for name in ("data", "learn_from")}
+        lists["trials"] = (trials,) if isinstance(trials, str) else tuple(trials)
         return cls(**{**fields, **lists, "recipe": recipe})
 
 

@@ -110,6 +110,15 @@ def open_study(name: str | None = None, studies: Path = STUDIES, commands: Seque
     return open_folder(wanted[-1])
 
 
+def earlier_studies(config: StudyConfig, studies: Path = STUDIES) -> list[Study]:
+    """Those that proposals learn of. Raises ValueError where one is missing, or searched another space."""
+    found = [open_study(name, studies) for name in config.learn_from]
+    for study in found:
+        if study.config.space != config.space:
+            raise ValueError(f"nothing is learnt from the study {study.config.name}: its space is {study.config.space}")
+    return found
+
+
 def command_of(folder: Path) -> str:
     if (folder / LINEAGE_FILE).is_file():
         return "tune"

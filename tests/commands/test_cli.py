@@ -110,6 +110,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("search", "--max-latency", "fast"), "--max-latency"),
         (("search", "--steps", "0"), "at least 1"),
         (("search", "--resume", "nothing"), "no study 'nothing'"),
+        (("search", "--learn-from", "nothing"), "no study 'nothing'"),
+        (("search", "--learn-from", "nothing", "--sampler", "tpe"), "tpe does not learn"),
         (("reproduce", "--rates", "5"), "rate is 5.0; it is from"),
         (("reproduce", "--rates", "fast"), "--rates is 'fast'"),
         (("reproduce", "--seeds", "0"), "at least one seed"),
@@ -165,6 +167,13 @@ def test_a_study_whose_space_has_changed_is_refused_before_anything_is_spent(
     line = refused(tmp_path, "search", "--resume", "mine")
     assert "the space of the study mine is another one than its candidates': space `paper` has no" in line and "candidate 0" in line
     assert not (study.folder / "ledger.jsonl").exists()
+
+
+def test_a_search_learns_from_studies_of_its_space_and_teacher_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, teacher in (("other", "mini"), ("older", "mini-hubert")):
+        create_study(StudyConfig(name=name, space="paper" if name == "other" else "edge", teacher=teacher))
+        assert "nothing is learnt from the study" in refused(tmp_path, "search", "--space", "edge", "--learn-from", name)
 
 
 def test_a_home_in_which_nothing_can_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

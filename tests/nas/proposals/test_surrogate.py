@@ -1,6 +1,9 @@
-"""The model's proposals: against hypervolumes by brute force, and against random ones on a function of the sizes."""
+"""The model's proposals: against hypervolumes by brute force, and against random ones on a function of the sizes. What it learns of
+earlier studies saves trainings where they fit, and costs little where they do not."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+from nas.proposals.earlier import FEWEST, hindsight
 from nas.proposals.searcher import Hooks, StudySearcher
 from nas.proposals.surrogate import MARGIN, expected_improvement, features, modelled, most_promising, posterior, to_unit
 from nas.study.candidates import Candidate, State, values_of
@@ -117,7 +121,7 @@ def test_a_mutation_is_a_member_that_shares_most_choices() -> None:
     assert any(child.depth != parent.depth for child in children)
 
 
-def found(sampler: Sampler, seed: int, candidates: int) -> float:
+def found(sampler: Sampler, seed: int, candidates: int, earlier: Sequence[Sequence[Candidate]] = ()) -> float:
     """Hypervolume of a search on the function."""
     begun = dict[int, Architecture]()
 
@@ -134,7 +138,7 @@ def found(sampler: Sampler, seed: int, candidates: int) -> float:
         latency=latency,
         seconds=equally_long,
     )
-    searching = StudySearcher(SPACE, hooks, history=(), seed=seed, limit=candidates, sampler=sampler)
+    searching = StudySearcher(SPACE, hooks, history=(), seed=seed, limit=candidates, sampler=sampler, earlier=earlier)
     trial = 0
     while searching.suggest(str(trial)) != Searcher.FINISHED:
         searching.on_trial_complete(str(trial))
@@ -145,3 +149,58 @@ def found(sampler: Sampler, seed: int, candidates: int) -> float:
 def test_a_modelled_search_finds_more_than_a_random_one_with_twice_the_candidates() -> None:
     guided = [found("gp", seed, candidates=20) for seed in range(3)]
     assert np.median(guided) > np.median([found("random", seed, candidates=40) for seed in range(9)])
+
+
+def earlier(count: int = 30, seed: int = 9) -> list[Candidate]:
+    """Of a study on other speech, where errors are twice as large and some ten points higher."""
+    rng = np.random.default_rng(seed)
+    others = []
+    for number, architecture in enumerate(members(count, seed=seed)):
+        values = {
+            name: value if name == "latency_ms" else 2 * value + 10 + rng.normal() for name, value in scores(architecture).items()
+        }
+        others.append(replace(candidate(number, architecture), scores=values))
+    return others
+
+
+def unrelated(count: int = 30) -> list[Candidate]:
+    """Of a study whose errors say nothing."""
+    rng = random.Random(3)
+    return [replace(c, scores={**c.scores, "keyword_error": rng.random(), "eer": rng.random()}) for c in earlier(count)]
+
+
+def test_what_is_expected_is_in_the_order_of_the_errors() -> None:
+    told = hindsight([earlier(), earlier(seed=5)])
+    assert told is not None
+    asked = members(40, seed=1)
+    expected, errors = told(asked), np.array([list(scores(a).values())[:2] for a in asked])
+    for error in range(2):
+        assert np.corrcoef(expected[:, error], errors[:, error])[0, 1] > 0.9
+        assert np.abs(expected[:, error]).max() < 5
+
+
+def test_a_study_with_few_candidates_is_not_asked() -> None:
+    assert hindsight([]) is None and hindsight([earlier(FEWEST - 1)]) is None
+
+
+def test_a_search_that_learns_from_another_one_finds_as_much_with_fewer_trainings() -> None:
+    cold, learnt = ([found("gp", seed, candidates=8, earlier=other) for seed in range(5)] for other in ((), (earlier(),)))
+    assert np.median(learnt) > np.median(cold)
+
+
+def test_a_study_that_does_not_fit_is_not_trusted() -> None:
+    """Its predictions are a feature whose weight may be nothing."""
+    cold, misled = ([found("gp", seed, candidates=20, earlier=other) for seed in range(5)] for other in ((), (unrelated(),)))
+    assert np.median(misled) > 0.97 * np.median(cold)
+
+
+def test_the_weight_of_what_is_told_is_the_likeliest() -> None:
+    rng = np.random.default_rng(0)
+    rows, new, told, told_new = rng.random((12, 2)), rng.random((30, 2)), rng.normal(size=(12, 1)), rng.normal(size=(30, 1))
+    values, wanted = 3 * told, 3 * told_new[:, 0]
+    mean, _ = posterior(np.hstack([rows, told]), values, np.hstack([new, told_new]), told=1)
+    alone, _ = posterior(rows, values, new)
+    assert np.abs(mean[:, 0] - wanted).mean() < 0.3 * np.abs(alone[:, 0] - wanted).mean()
+    same = np.sin(3 * rows[:, :1])
+    ignored, _ = posterior(np.hstack([rows, told]), same, np.hstack([new, told_new]), told=1)
+    assert ignored[:, 0] == pytest.approx(posterior(rows, same, new)[0][:, 0], abs=0.05)
