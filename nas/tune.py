@@ -179,6 +179,7 @@ def _found_by(provenance: Mapping[str, Any], model: str) -> Study:
 def _config(found_by: StudyConfig, data: Sequence[str], trials: Sequence[str], **changed: Any) -> StudyConfig:
     own = found_by.data or ((str(embedded_corpus(Path(found_by.cache)).resolve()),) if data else ())
     more = {"data": (*own, *data), "trials": (*found_by.trials, *trials), "distill_steps": 0, "finetune_steps": None}
+    more |= {"warm_start": "off", "learn_from": ()}  # what the search began with may be gone
     return dataclasses.replace(found_by, **{**more, **{name: value for name, value in changed.items() if value is not None}})
 
 

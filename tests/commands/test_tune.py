@@ -23,6 +23,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny_search: Options, srlnas
     """A working folder in which a small search has ended, and its knee was tuned on."""
     folder = tmp_path_factory.mktemp("work")
     srlnas(folder, "search", *tiny_search, "--finalists", "1", "--candidates", "1", "--name", "found")
+    described = folder / "studies/found/study.toml"  # what the search learned from may be gone
+    described.write_text(described.read_text().replace("learn_from = []", 'learn_from = ["gone"]'))
     srlnas(folder, "tune", "models:/found@knee", "--steps", "10", "--budget", "2cpu-hours", "--name", "longer")
     return folder
 
