@@ -10,9 +10,9 @@ from nas.planning.admission import Admission
 from nas.planning.forecast import Forecast
 from nas.planning.planning import describe_plan, planned
 from nas.planning.preparation import calibrate_target, check_members, prepare, sized
+from nas.report.files import write_report
 from nas.report.front import build_front
 from nas.report.publish import report
-from nas.report.table import write_report
 from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise, train_finals
 from nas.stages.finalists import Choice

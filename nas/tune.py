@@ -16,9 +16,9 @@ from rich.console import Console
 from nas.device.known import DEVICE_FILE
 from nas.planning.preparation import calibrate_target, check_config, prepare, sized
 from nas.planning.tuning import TuningPlan, planned_tuning
+from nas.report.files import write_report
 from nas.report.front import build_front
 from nas.report.publish import MODEL_FILE, report
-from nas.report.table import write_report
 from nas.stages.finals import AS_IT_WAS, TUTOR, Final, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.tutor import has_tutor, prepare_tutor

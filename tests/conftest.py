@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,3 +236,20 @@ def on_known_machine(known_profile: Callable[..., Any], tmp_path: Path) -> Path:
 
     write_profile(known_profile(load_teacher("mini")), profile_path("host", tmp_path / "profiles"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven; its log has what pages complain of."""
+    if not (chromium := shutil.which("chromium")) or not (driver := shutil.which("chromedriver")):
+        pytest.skip("needs Chromium and its driver: Debian's packages chromium and chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driven = Chrome(options=options, service=ChromeService(driver))
+    yield driven
+    driven.quit()

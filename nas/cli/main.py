@@ -147,6 +147,7 @@ def next_steps(study: str, tracking_uri: str | None) -> str:
     server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     return (
         f"\nnext:\n  srlnas ui{server}                        look at the runs and models\n"
+        f"  studies/{study}/front.html     pick by limits, in a browser\n"
         f"  srlnas front {study}           print this table again\n"
         f"  srlnas export models:/{study}@knee{server}   write deploy/exports/ for the device"
     )
@@ -168,20 +169,27 @@ def quantity(text: str | None, units: dict[str, float], option: str) -> float | 
 
 @app.command()
 def front(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the last.")] = None,
+    studies: Annotated[list[str] | None, typer.Argument(help="Names of studies; default: the last.", metavar="[STUDY]...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file, several studies laid over one another.")] = None,
 ) -> None:
-    """Print the front of a study, finished or not."""
+    """Print the front of a study, finished or not, or write the page of several."""
     from nas.report.front import FRONT_FILE, build_front
+    from nas.report.page import write_page
     from nas.study.folder import open_study
 
-    opened = open_study(study, commands=("search", "tune"))
-    written = opened.read_json(FRONT_FILE)
-    content = written if written and written["stage"] == "final" else build_front(opened)
-    if as_json:
-        typer.echo(json.dumps(content, indent=2))
+    names: list[str | None] = [*studies] if studies else [None]
+    opened = [open_study(name, commands=("search", "tune")) for name in names]
+    written = [study.read_json(FRONT_FILE) for study in opened]
+    fronts = [known if known and known["stage"] == "final" else build_front(study) for known, study in zip(written, opened)]
+    if html:
+        typer.echo(f"{write_page(fronts, html)}: open it in a browser")
         return
-    print_front(content)
+    for content in fronts:
+        if as_json:
+            typer.echo(json.dumps(content, indent=2))
+        else:
+            print_front(content)
 
 
 @app.command()

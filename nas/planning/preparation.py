@@ -159,6 +159,7 @@ def facts(context: Context) -> dict[str, Any]:
     """What a report says of the study beside its results."""
     return {
         "synthetic": context.corpus.synthetic,
+        "corpus": context.corpus.digest,
         "teacher": context.teacher.name,
         "teacher_is_supervised": context.teacher.is_supervised,
         "teacher_params": cost_of(context, context.teacher.architecture, context.teacher.encoder.geometry).params,

@@ -12,6 +12,7 @@ from nas.stages.finals import AS_IT_WAS, SCRATCH, Final, front_of, read_finals
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import LINEAGE_FILE, Study
 from nas.study.pareto import hypervolume, knee, non_dominated
+from nas.tracking.connection import shown
 from nas.worker.evaluate import read_outcome
 from nas.worker.scores import by_corpus
 from trainers.scoring.metrics import Resampled, contents, resampled
@@ -39,6 +40,9 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         members, references = ([_member(study, final, facts, run_ids, compared) for final in shown] for shown in (on_front, beside))
     else:
         members, references = [_candidate_member(candidate, facts) for candidate in search_front(study.candidates())], []
+    seconds = {candidate.number: candidate.seconds for candidate in study.candidates()}
+    for member in members:
+        member["candidate_seconds"] = seconds.get(member["candidate"])
     members.sort(key=lambda member: float(member["latency_ms"]))
     _name_aliases(members, only="tuned" if tuned_from else None)
     front: dict[str, Any] = {
@@ -46,6 +50,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "stage": "final" if ended else "search",
         "split": "test" if ended else "val",
         "synthetic": bool(facts.get("synthetic")),
+        "corpus": facts.get("corpus"),
         "objectives": [{**asdict(objective), "direction": "minimise", "split": "val"} for objective in OBJECTIVES],
         "target": facts.get("target"),
         "teacher": facts.get("teacher"),
@@ -53,6 +58,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         "machine": facts.get("machine"),
         "latency_kind": facts.get("latency_kind"),
         "disturbances": facts.get("disturbances"),
+        "tracking_uri": study.config.tracking_uri and shown(study.config.tracking_uri),
         "budget": study.config.budget,
         "ledger": study.ledger.by_purpose(),
         "candidates": count_states(study.candidates()),

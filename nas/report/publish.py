@@ -12,8 +12,9 @@ import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.target import load_target
+from nas.report.files import write_report
 from nas.report.front import Member, build_front
-from nas.report.table import write_report
+from nas.report.page import PAGE_FILE
 from nas.stages.finals import Final, read_finals
 from nas.study.folder import Study, command_of
 from nas.tracking.mirror import Tracking
@@ -93,9 +94,8 @@ def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pict
             description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name} "
             f"({member['latency_kind']})",
         )
-    tracking.log_front(
-        front, plots=pictures, metrics={"hypervolume": front["hypervolume"] or 0.0, "members": len(front["members"])}
-    )
+    found = {"hypervolume": front["hypervolume"] or 0.0, "members": len(front["members"])}
+    tracking.log_front(front, page=study.folder / PAGE_FILE, plots=pictures, metrics=found)
 
 
 def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Member, folder: Path) -> None:

@@ -1,7 +1,6 @@
-"""A front as a table for a terminal and for Markdown, and the files of a report."""
+"""A front as a table for a terminal and for Markdown."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,12 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from nas.report.corpora import TITLE, ByCorpus, cells, corpora_of, markdown_table
-from nas.report.front import FRONT_FILE, Member
-from nas.report.plots import plot_front, plot_latency
+from nas.report.front import Member
 from nas.stages.finals import PREDICTED
 from nas.study.budget import in_words
 from nas.study.candidates import KINDS
-from nas.study.folder import Study
 
 PROMISES = {
     "calibrated": "calibrated, 90 % intervals",
@@ -34,33 +31,33 @@ def _row(member: Member, split: str) -> tuple[str, ...]:
     error, eer = f"{prefix}keyword_error", f"{prefix}eer"
     ratio = member["size_ratio"]
     return (
-        _title(member),
+        title_of(member),
         ", ".join(member.get("aliases", [])),
         f"{member['params'] / 1e6:.2f} M",
         f"{100 * (ratio - 1):+.0f} %" if ratio and member["role"] != "teacher" else "",
-        _interval(100 - scores[error], 100 - scores[f"{error}_high"], 100 - scores[f"{error}_low"]),
-        _change(change, "accuracy"),
-        _interval(scores[eer], scores[f"{eer}_low"], scores[f"{eer}_high"]),
-        _change(change, "eer"),
+        interval(100 - scores[error], 100 - scores[f"{error}_high"], 100 - scores[f"{error}_low"]),
+        change_text(change, "accuracy"),
+        interval(scores[eer], scores[f"{eer}_low"], scores[f"{eer}_high"]),
+        change_text(change, "eer"),
         f"{member['latency_ms']:.2f}" if measured else "",
-        _three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
+        three(*(scores[f"{'predicted_' if measured else ''}latency_{end}"] for end in ("ms", "low", "high"))),
         f"{scores['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in scores else "",
     )
 
 
-def _title(member: Member) -> str:
+def title_of(member: Member) -> str:
     return str(member["name"] if member["role"] in ("finalist", "candidate") else member["role"])
 
 
-def _interval(value: float, low: float, high: float) -> str:
+def interval(value: float, low: float, high: float) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _three(value: float, low: float, high: float) -> str:
+def three(value: float, low: float, high: float) -> str:
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def _change(change: Mapping[str, Any] | None, name: str) -> str:
+def change_text(change: Mapping[str, Any] | None, name: str) -> str:
     return f"{change[name]['value']:+.1f} [{change[name]['low']:+.1f}, {change[name]['high']:+.1f}]" if change else ""
 
 
@@ -96,7 +93,7 @@ def rich_table(front: Mapping[str, Any]) -> Table:
 
 def markdown(front: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows(front))]
-    lines += markdown_table(("name",), [((_title(member),), own) for member, own in _by_corpus(front)])
+    lines += markdown_table(("name",), [((title_of(member),), own) for member, own in _by_corpus(front)])
     return "\n".join([*lines, "", caption(front), "", *(f"- {note}" for note in front["notes"])]) + "\n"
 
 
@@ -114,12 +111,5 @@ def rich_corpora(front: Mapping[str, Any]) -> list[Table]:
     for column in ("name", *corpora):
         table.add_column(escape(column), justify="left" if column == "name" else "right", overflow="fold")
     for member, own in shown:
-        table.add_row(escape(_title(member)), *cells(own, corpora))
+        table.add_row(escape(title_of(member)), *cells(own, corpora))
     return [table]
-
-
-def write_report(study: Study, front: Mapping[str, Any]) -> list[Path]:
-    """front.json, front.md and front.png in the study folder; returns the pictures."""
-    study.write_json(FRONT_FILE, front)
-    (study.folder / "front.md").write_text(markdown(front))
-    return [plot_front(front, study.folder / "front.png"), *plot_latency(front, study.folder / "latency.png")]

@@ -94,15 +94,23 @@ class Tracking:
         self.client.log_batch(self.run_id, metrics, new)
 
     def log_front(
-        self, front: Mapping[str, Any], *, plots: Sequence[Path] = (), metrics: Mapping[str, float] | None = None
+        self,
+        front: Mapping[str, Any],
+        *,
+        page: Path | None = None,
+        plots: Sequence[Path] = (),
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """On the parent run: `front.json`, the same as a table (`front_table.json`), plot files, metrics such as the hypervolume.
+        """On the parent run: `front.json`, the same as a table (`front_table.json`), as a page, plot files, metrics such as the
+        hypervolume.
 
         The table is what `mlflow.log_table` would write, which cannot be used here: called again, it appends.
         """
         run = self.client.get_run(self.run_id)
         self.client.log_dict(self.run_id, dict(front), "front.json")
         self.client.log_dict(self.run_id, _table(front.get("members", ())), "front_table.json")
+        if page:
+            self.client.log_artifact(self.run_id, str(page))
         for plot in plots:
             self.client.log_artifact(self.run_id, str(plot), "plots")
         table = json.dumps([{"path": "front_table.json", "type": "table"}])

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nas.report.files import write_report
 from nas.report.front import build_front
-from nas.report.table import caption, markdown, rich_corpora, rows, write_report
+from nas.report.table import caption, markdown, rich_corpora, rows
 from nas.stages.finals import FINALS_FILE, Final
 from nas.study.budget import append_line
 from nas.study.candidates import Candidate
