@@ -1,6 +1,7 @@
 """A bundle: the folder in which a student leaves. Everything in it is hashed, and it runs with numpy and onnxruntime alone.
 
-model.onnx, labels.json, parity.json (file against student), classify.py, README.md, and manifest.json, which describes them.
+model.onnx, labels.json, parity.json (file against student), classify.py, listen.py, enrol.py, README.md, and manifest.json, which
+describes them. No voice is in it.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,8 @@ from trainers.networks.student import Student, load_student
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
-CLASSIFY = Path(__file__).parent / "runtime" / "classify.py"
+RUNTIME = Path(__file__).parent / "runtime"
+SCRIPTS = ("classify.py", "listen.py", "enrol.py")
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 README = """# {name}
@@ -34,6 +36,12 @@ README = """# {name}
     python classify.py clip.wav               # the keyword and its probability
     python classify.py clip.wav --json        # every keyword
     python classify.py clip.wav --embedding   # and the speaker embedding, {embedding} numbers of unit length
+    python enrol.py ada 1.wav 2.wav 3.wav     # makes a voice known; `voices.json` holds numbers, no sound
+    python listen.py                          # the microphone (pip install sounddevice), a recording, or - for raw PCM
+
+`listen.py` writes one JSON line for each keyword: time, keyword, probability, speaker, similarity. Every fifth of a second it
+hears the last window, unless all is quiet. Its threshold for keywords was not chosen on other speech: raise `--threshold` where it
+errs.
 
 `model.onnx` hears `{input}`: (1, {window}) float32 samples at {rate} Hz, full scale 1. `manifest.json` has its scores, its latency,
 where it comes from and the hashes of all files; `parity.json` how far it is from the student it was exported from.
@@ -60,12 +68,14 @@ def write_bundle(
     scores: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    voice_thresholds: Sequence[Mapping[str, Any]] = (),
 ) -> Bundle:
     """Exports a student's folder to the new folder `out`, which appears only when it is complete.
 
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
-    name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. All three as JSON values.
+    name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
+    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values.
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
     """
@@ -79,6 +89,7 @@ def write_bundle(
         "scores": dict(scores or {}),
         "latency": latency and {**latency, **_conditions(target)},
         "provenance": dict(provenance or {}),
+        "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.{os.getpid()}"
@@ -146,7 +157,8 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
         raise ValueError(_refusal(result))
     _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": PARITY_LIMIT})
     _write_json(folder / "labels.json", list(student.keywords))
-    shutil.copyfile(CLASSIFY, folder / CLASSIFY.name)
+    for script in SCRIPTS:
+        shutil.copyfile(RUNTIME / script, folder / script)
     (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}

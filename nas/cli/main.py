@@ -19,6 +19,8 @@ from nas.cli.reproduce import reproduce
 from nas.cli.teacher import teacher_app
 from nas.cli.tune import tune
 
+SHOWN_STUDIES = 5  # by `srlnas ui`
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Finds small speech encoders for edge devices."
 )
@@ -218,12 +220,15 @@ def ui(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Open MLflow's pages on this machine alone."""
-    from nas.tracking.connection import ENVIRONMENT, check_exists, default_tracking_uri, ui_command
+    from nas.tracking.connection import ENVIRONMENT, check_exists, connect, default_tracking_uri, ui_command
+    from nas.tracking.pages import TRAINING, study_links
 
     uri = tracking_uri or default_tracking_uri()
     check_exists(uri)
     command = ui_command(uri, port)
-    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    typer.echo(f"MLflow: http://127.0.0.1:{port}/#/experiments?{TRAINING} (Ctrl-C ends it)")
+    for study, link in study_links(connect(uri), SHOWN_STUDIES).items():
+        typer.echo(f"  {study}: http://127.0.0.1:{port}/{link}")
     os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
 
 

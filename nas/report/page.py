@@ -98,7 +98,7 @@ def _told(front: Front, field: str) -> object:
 def _model(front: Front, member: Member) -> dict[str, Any]:
     scores, prefix = member["scores"], "test_" if front["split"] == "test" else ""
     is_member = member in front["members"]
-    command = _command(front, member) if is_member else None
+    command = export_command(front, member) if is_member else None
     return {
         "id": f"{front['study']}/{member['name']}",
         "study": front["study"],
@@ -110,7 +110,7 @@ def _model(front: Front, member: Member) -> dict[str, Any]:
         "eer": _bounds(scores, f"{prefix}eer"),
         "latency": [round(scores[f"latency_{end}"], 4) for end in ("ms", "low", "high")],
         "memory": _millions(scores.get("memory_bytes")),
-        "card": [list(fact) for fact in _card(front, member, prefix)],
+        "card": [list(fact) for fact in card(front, member)],
         "corpora": [[name, *_of_corpus(own)] for name, own in sorted(member.get("by_corpus", {}).items())],
         "command": command,
         "why_not": _why_not(front, is_member),
@@ -126,7 +126,9 @@ def _of_corpus(own: Mapping[str, Any]) -> Iterator[str]:
         yield interval(*(own[kind][end] for end in ("value", "low", "high"))) if kind in own else "-"
 
 
-def _card(front: Front, member: Member, prefix: str) -> Iterator[tuple[str, str]]:
+def card(front: Front, member: Member) -> Iterator[tuple[str, str]]:
+    """What there is to know of a model: names of facts and their texts; what belongs to the fact before has no name."""
+    prefix = "test_" if front["split"] == "test" else ""
     scores, change, target = member["scores"], member.get("change"), front.get("target") or {}
     against = " against the model as it was" if "tuned_from" in front else " against the teacher"
     error, eer = _bounds(scores, f"{prefix}keyword_error"), _bounds(scores, f"{prefix}eer")
@@ -186,7 +188,7 @@ def _training(member: Member) -> Iterator[str]:
         yield "its test split was read before"
 
 
-def _command(front: Front, member: Member) -> str | None:
+def export_command(front: Front, member: Member) -> str | None:
     """By the run's id: an alias may move. None before the model is in MLflow."""
     if front["stage"] != "final" or not member.get("run_id"):
         return None

@@ -12,6 +12,7 @@ import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.target import load_target
+from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
 from nas.report.front import Member, build_front
 from nas.report.page import PAGE_FILE
@@ -19,10 +20,13 @@ from nas.stages.finals import Final, read_finals
 from nas.study.folder import Study, command_of
 from nas.tracking.mirror import Tracking
 from nas.tracking.models import log_model, register
+from nas.tracking.pages import artifact_link, members_link
 from nas.tracking.registry import resolve_model
 from nas.worker.context import Context
+from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
+from trainers.scoring.thresholds import voice_thresholds
 
 MODEL_FILE, CLIPS_FILE = "model.json", "clips.npy"
 PARITY_CLIPS = 32
@@ -73,29 +77,26 @@ def _log_final(final: Final, tracking: Tracking) -> str:
 def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pictures: Sequence[Path]) -> None:
     """The front on the parent run, and each member as a version of the registered model named like the study. Candidates, which are
     the front where no finalist was trained, are no models: they were never tested."""
-    study = context.study
+    study, registered = context.study, front.get("tuned_from", {}).get("registered", context.study.config.name)
+    page_link = artifact_link(tracking.experiment_id, tracking.run_id, PAGE_FILE)
+    described = study_description(front, page_link, members_link(tracking.experiment_id))
     for member in front["members"] if front["stage"] == "final" else ():
         with tempfile.TemporaryDirectory() as folder:
             _fill_model_folder(context, front, member, Path(folder))
             model_id = log_model(tracking, member["run_id"], member["name"], Path(folder), metrics=member["scores"])
         register(
             tracking.client,
-            front.get("tuned_from", {}).get("registered", study.config.name),
+            registered,
             model_id,
             aliases=member["aliases"],
-            tags={
-                **{name: value for name, value in member["scores"].items() if "." not in name},  # each is a call; metrics have all
-                "target": context.target.name,
-                "latency_kind": member["latency_kind"],
-                "synthetic": front["synthetic"],
-                "candidate": member["candidate"],
-                **({"tuned_from": front["tuned_from"]["model"]} if "tuned_from" in front else {}),
-            },
-            description=f"{member['params'] / 1e6:.2f} M params, {member['latency_ms']:.2f} ms on {context.target.name} "
-            f"({member['latency_kind']})",
+            tags=version_tags(front, member),
+            description=model_description(front, member, page_link),
         )
     found = {"hypervolume": front["hypervolume"] or 0.0, "members": len(front["members"])}
     tracking.log_front(front, page=study.folder / PAGE_FILE, plots=pictures, metrics=found)
+    tracking.describe(described)
+    if front["stage"] == "final" and "tuned_from" not in front:
+        tracking.client.update_registered_model(registered, described)
 
 
 def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Member, folder: Path) -> None:
@@ -114,6 +115,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             **{name: value for name, value in member["scores"].items() if name.startswith("predicted_latency_")},
             "memory_bytes": member["scores"]["memory_bytes"],
         },
+        "voice_thresholds": voice_thresholds(read_outcome(student / "outcome_val.npz")),
         "target": context.study.config.target,
         "synthetic": front["synthetic"],
         "provenance": {
@@ -164,4 +166,5 @@ def export_model(model: str, name: str | None, tracking_uri: str, exports: Path)
             scores=content["scores"],
             latency=content["latency"],
             provenance=content["provenance"],
+            voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
         )

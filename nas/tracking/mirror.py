@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nas.study.candidates import Candidate
 from nas.study.config import check_name
 from nas.tracking.connection import SERVERS, artifacts_folder, connect, default_tracking_uri, scheme_of
+from nas.tracking.pages import experiment_tags
 from nas.tracking.runs import Status, children_of, flattened, own_tags, text_of, write_run
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Kind = Literal["search", "finalist", "reference", "reproduction"]
+NOTE = "mlflow.note.content"  # MLflow shows it as the description
 STATUS: Mapping[str, Status] = {
     "running": "RUNNING",
     "complete": "FINISHED",
@@ -116,6 +118,11 @@ class Tracking:
         table = json.dumps([{"path": "front_table.json", "type": "table"}])
         write_run(self.client, run, metrics=metrics, tags={"mlflow.loggedArtifacts": table})
 
+    def describe(self, text: str) -> None:
+        """In Markdown, of the experiment and of the parent run."""
+        self.client.set_experiment_tag(self.experiment_id, NOTE, text)
+        self.client.set_tag(self.run_id, NOTE, text)
+
     def _child(self, kind: Kind, name: str, title: str) -> "Run":
         key = f"{kind}/{name}"
         if key in self.children:
@@ -157,7 +164,8 @@ def open_tracking(
     tracking = Tracking(
         uri=uri, experiment_id=experiment_id, run_id=run_id, client=client, children=children_of(client, experiment_id, run_id)
     )
-    write_run(client, run, tags={"mlflow.note.content": description, **own_tags(tags or {})}, status="RUNNING")
+    noted = {} if NOTE in run.data.tags else {NOTE: description}
+    write_run(client, run, tags={**noted, **own_tags(tags or {})}, status="RUNNING")
     return tracking
 
 
@@ -181,12 +189,16 @@ def _experiment(client: "MlflowClient", uri: str, name: str, description: str) -
     found = client.get_experiment_by_name(name)
     if found is None:
         place = None if scheme_of(uri) in SERVERS else (artifacts_folder(uri) / name).as_uri()
-        return str(client.create_experiment(name, artifact_location=place, tags={"mlflow.note.content": description}))
+        tags = {NOTE: description, **experiment_tags()}
+        return str(client.create_experiment(name, artifact_location=place, tags=tags))
     if found.lifecycle_stage == "deleted":
         raise ValueError(
             f"experiment {name!r} was deleted in MLflow: `mlflow experiments restore -x {found.experiment_id}` brings it back, "
             "or give the study another name"
         )
+    for name, value in experiment_tags().items():
+        if found.tags.get(name) != value:
+            client.set_experiment_tag(found.experiment_id, name, value)
     return str(found.experiment_id)
 
 

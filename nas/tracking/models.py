@@ -49,7 +49,11 @@ def register(
     """
     check_name(registered_name)
     version = _version(client, registered_name, client.get_logged_model(model_id))
-    for key, value in own_tags(tags or {}).items():
+    known, wanted = client.get_model_version(registered_name, version).tags, own_tags({**(tags or {}), "model_id": model_id})
+    for key in known.keys() - wanted.keys():
+        if key.startswith("srlnas."):  # of an earlier version of srlnas
+            client.delete_model_version_tag(registered_name, version, key)
+    for key, value in wanted.items():
         client.set_model_version_tag(registered_name, version, key, value)
     client.update_model_version(registered_name, version, description)
     for alias in aliases:

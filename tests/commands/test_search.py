@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -163,12 +163,63 @@ def test_mlflow_has_the_search_as_the_folder_has_it(searched: tuple[Path, str], 
         for alias in member["aliases"]:
             version = client.get_model_version_by_alias("small", alias)
             assert version.run_id == member["run_id"]
-            assert version.tags["srlnas.target"] == "host"
-            assert float(version.tags["srlnas.test_eer"]) == pytest.approx(member["scores"]["test_eer"])
+            assert len(version.tags) <= 8 and version.tags["srlnas.latency"].endswith("ms, measured on host")
+            assert version.tags["srlnas.eer"].startswith(f"{member['scores']['test_eer']:.1f} [")
+            assert f"srlnas export {member['run_id']}" in version.description
     parent = next(run for run in runs if run.data.tags["srlnas.kind"] == "study")
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert {"front.json", "front_table.json", "plots"} <= names
+    assert {"front.json", "front_table.json", "front.html", "plots"} <= names
     assert len(client.list_artifacts(parent.info.run_id, "plots")) == 2  # the front, and latency as predicted and measured
+
+
+@pytest.fixture(scope="module")
+def mlflow_pages(searched: tuple[Path, str]) -> Iterator[str]:
+    """Where `srlnas ui` shows the small search."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [*SRLNAS, "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=searched[0], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout
+        shown = next(line for line in server.stdout if "small: http" in line)
+        yield shown.split("small: ")[1].strip()
+        server.terminate()
+
+
+def seen(browser: Any, address: str, *texts: str) -> str:
+    """The text of a page once it shows `texts`; fails with what it shows instead."""
+    from selenium.webdriver.common.by import By
+
+    browser.get("about:blank")
+    for _ in range(240):  # a server that starts, a page that loads
+        with suppress(Exception):
+            if browser.current_url == "about:blank" or "chrome-error" in browser.current_url:
+                browser.get(address)
+            body = str(browser.find_element(By.TAG_NAME, "body").text)
+            if all(text in body for text in texts):
+                return body
+        time.sleep(0.5)
+    raise AssertionError(f"{address} shows {body!r}")
+
+
+def test_mlflows_pages_serve_picking(mlflow_pages: str, front: Mapping[str, Any], browser: Any) -> None:
+    """The experiment opens on its members' runs; run, version and front page show what one picks by."""
+    from selenium.webdriver.common.by import By
+
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1900, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
+    )
+    knee = next(member for member in front["members"] if "knee" in member["aliases"])
+    runs = seen(browser, mlflow_pages, "Pick a model from the front", "test_keyword_error", "latency_ms", knee["name"])
+    assert "Traces" not in runs.split("Runs")[0] and "teacher" not in runs.split("Run Name")[1]
+    browser.find_element(By.PARTIAL_LINK_TEXT, "Pick a model from the front").click()
+    server = mlflow_pages.split("/#/")[0]
+    seen(browser, browser.current_url, "front.html")
+    browser.switch_to.frame(browser.find_element(By.CSS_SELECTOR, "iframe"))
+    assert "members fit the limits" in browser.find_element(By.ID, "count").text
+    browser.switch_to.default_content()
+    seen(browser, f"{server}/#/models/small", "Pick a model from the front", "srlnas.latency")
+    seen(browser, f"{server}/#/models/small/versions/1", f"srlnas export {knee['run_id']}"[:20], "accuracy", "The front")
 
 
 def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any], srlnas: Run) -> None:

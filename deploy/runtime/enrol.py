@@ -1,0 +1,135 @@
+"""Makes a voice known to listen.py: three clips or more of one person.
+
+    python enrol.py ada one.wav two.wav three.wav
+    python enrol.py --list
+    python enrol.py --remove ada
+
+What is stored in voices.json: a name and the mean of the clips' embeddings, numbers that describe the voice. No sound is stored.
+The numbers are personal data: whoever has them can tell this voice from others. They are good for this model alone.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from classify import Samples, classify, cut, load_clip, load_model
+
+VOICES_FILE = "voices.json"
+FEWEST_CLIPS = 3
+LONGEST_NAME = 60
+SPEECH_RANGE = 10.0  # decibels between loud and quiet moments: speech has pauses and consonants, noise and hum have not
+LISTENING, ENROLLING = 5.0, 10.0  # percent of other voices that are taken for this one: by listen.py, and in a voice's own clips
+Voices = dict[str, Samples]
+
+
+def read_voices(path: Path, manifest: dict[str, Any], *, must_exist: bool = False) -> Voices:
+    """The mean embedding of each voice's clips by name, none where there is no file. Raises ValueError where it is damaged or of
+    another model."""
+    if not path.is_file():
+        if must_exist:
+            raise ValueError(f"there is no file {path}")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model, voices = (
+            content["model"],
+            {name: np.array(kept["embedding"], np.float32) for name, kept in content["voices"].items()},
+        )
+        size = manifest["outputs"]["embedding"][1]
+        if not all(voice.shape == (size,) and np.isfinite(voice).all() for voice in voices.values()):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: delete it and enrol again") from None
+    if model != manifest["files"]["model.onnx"]["sha256"]:
+        raise ValueError(f"{path} was made with another model: delete it and enrol again")
+    return voices
+
+
+def voice_threshold(manifest: dict[str, Any], rate: float) -> float | None:
+    """The similarity from which a voice is taken for another, in at most `rate` percent of its clips; of the next higher rate that
+    the manifest supports; None where it supports none."""
+    stated = {
+        entry["false_acceptance"]: entry["threshold"] for entry in manifest.get("voice_thresholds", ()) if "threshold" in entry
+    }
+    return next((threshold for known, threshold in sorted(stated.items()) if known >= rate), None)
+
+
+def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
+    """Unit length. Raises ValueError where the clip cannot be read, or holds no speech."""
+    clip = load_clip(path, manifest["sample_rate"])
+    frame = manifest["sample_rate"] // 50
+    power = 10 * np.log10(np.square(clip[: len(clip) // frame * frame].reshape(-1, frame)).mean(1) + 1e-9)
+    if not len(power) or np.quantile(power, 0.95) - np.quantile(power, 0.1) < SPEECH_RANGE:
+        raise ValueError(f"{path} sounds like noise or hum, not like speech: record it again, with a pause before and after")
+    embedding: Samples = classify(session, cut(clip, manifest["window"]))[1]
+    return embedding
+
+
+def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshold: float | None) -> Samples:
+    """The mean of the clips' embeddings: its product with another is their mean similarity. Raises ValueError for fewer than three,
+    the same twice, or a clip that is not like the others."""
+    if len(set(paths)) < FEWEST_CLIPS:
+        raise ValueError(f"a voice needs {FEWEST_CLIPS} different clips or more, these are {len(set(paths))}")
+    embeddings = np.stack([embedding_of(path, session, manifest) for path in paths])
+    to_others = (embeddings @ embeddings.sum(0) - 1) / (len(paths) - 1)
+    if threshold is not None and to_others.min() < threshold:
+        raise ValueError(
+            f"{paths[int(to_others.argmin())]} sounds like another voice than the other clips (similarity {to_others.min():.2f}, "
+            f"at least {threshold:.2f} is wanted): give clips of one person, or --accept"
+        )
+    voice: Samples = embeddings.mean(0)
+    return voice
+
+
+def write_voices(path: Path, voices: Voices, manifest: dict[str, Any]) -> None:
+    content = {
+        "model": manifest["files"]["model.onnx"]["sha256"],
+        "voices": {name: {"embedding": [round(float(value), 6) for value in voice]} for name, voice in sorted(voices.items())},
+    }
+    unfinished = path.with_name(f".{path.name}.new")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def changed(arguments: argparse.Namespace) -> str:
+    """Does what was asked, and tells it in a line."""
+    session, manifest, _ = load_model(arguments.model_folder)
+    path = arguments.voices or arguments.model_folder / VOICES_FILE
+    voices, name = read_voices(path, manifest), arguments.name
+    if arguments.list or (name is None and not arguments.remove):
+        return ", ".join(sorted(voices)) or "nobody is enrolled"
+    if arguments.remove:
+        if arguments.remove not in voices:
+            raise ValueError(f"{arguments.remove} is not enrolled; known are: {', '.join(sorted(voices)) or 'nobody'}")
+        write_voices(path, {known: voice for known, voice in voices.items() if known != arguments.remove}, manifest)
+        return f"{arguments.remove} is removed from {path}"
+    if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME or name == "unknown":
+        raise ValueError(f"{name!r} is no name: 1 to {LONGEST_NAME} letters, and not `unknown`")
+    threshold = None if arguments.accept else voice_threshold(manifest, ENROLLING)
+    voice = enrolled(arguments.clips, session, manifest, threshold)
+    write_voices(path, {**voices, name: voice}, manifest)
+    return f"{name} is stored in {path}: {len(voice)} numbers that describe the voice in {len(arguments.clips)} clips, no sound"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Makes a voice known to listen.py.")
+    parser.add_argument("name", nargs="?", help="of the person")
+    parser.add_argument("clips", nargs="*", type=Path, help="three or more, of this voice alone")
+    parser.add_argument("--list", action="store_true", help="names of known voices")
+    parser.add_argument("--remove", help="forget this voice")
+    parser.add_argument("--accept", action="store_true", help="also where the clips sound like several voices")
+    parser.add_argument("--model-folder", type=Path, default=Path(__file__).parent, help="default: this script's folder")
+    parser.add_argument("--voices", type=Path, help=f"default: {VOICES_FILE} in the model's folder")
+    try:
+        print(changed(parser.parse_args()))
+    except (ValueError, OSError) as error:
+        print(f"enrol: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

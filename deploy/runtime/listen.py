@@ -1,0 +1,278 @@
+"""Listens to a stream and writes one JSON line for each keyword that it hears: when, which, how sure, and whose voice it is.
+
+    python listen.py                     the microphone, where `sounddevice` is installed
+    python listen.py recording.wav       a recording
+    arecord -q -t raw -f S16_LE -r 16000 -c 1 | python listen.py -     raw PCM or WAV on standard input
+
+    {"time": 12.4, "keyword": "yes", "probability": 0.981, "speaker": "ada", "similarity": 0.74}
+
+time: seconds of the stream, at the end of what was heard. speaker: a voice of `voices.json`, which `enrol.py` makes, or unknown.
+Lies beside classify.py, model.onnx, labels.json and manifest.json. Needs numpy and onnxruntime alone.
+"""
+
+import argparse
+import json
+import queue
+import sys
+import time
+import wave
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnxruntime
+from classify import Samples, classify, load_clip, load_model
+from enrol import LISTENING, VOICES_FILE, Voices, read_voices, voice_threshold
+
+UNKNOWN = "unknown"
+FRAME_SECONDS = 0.02
+FLOOR_SECONDS = 30.0  # of the stream, whose quiet tenth is the room's own noise
+LOWEST_LEVEL = -70.0  # dB of full scale: below that there is no sound
+FULL_SCALE = 32768
+
+
+@dataclass(frozen=True)
+class Settings:
+    """hop: seconds between windows. margin: decibels above the room's own noise from which a window is heard at all. smooth:
+    windows whose mean decides. refractory: seconds after an event in which its keyword is no new one. threshold: a keyword's
+    probability. voice: the similarity from which a voice is known."""
+
+    hop: float = 0.2
+    margin: float = 6.0
+    smooth: int = 2
+    refractory: float = 1.0
+    threshold: float = 0.9
+    voice: float = 1.0
+
+
+@dataclass
+class Spent:
+    """What a stream cost."""
+
+    heard: float = 0.0
+    windows: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    clipped: int = 0
+    loudest: float = field(default=-np.inf)
+
+    def line(self) -> str:
+        share = 100 * self.seconds / self.heard if self.heard else 0.0
+        return f"heard {self.heard:.1f} s: {self.windows} windows, {self.skipped} skipped as quiet, {share:.1f} % of one core"
+
+
+def levels(samples: Samples, rate: int) -> Samples:
+    """(frames,) decibels of full scale of each 20 ms."""
+    frame = round(FRAME_SECONDS * rate)
+    whole = samples[: len(samples) // frame * frame].reshape(-1, frame)
+    power: Samples = 10 * np.log10(np.square(whole).mean(1) + 1e-12)
+    return power
+
+
+class Gate:
+    """Lets pass what stands out of the room's own noise: a quiet window costs no inference."""
+
+    def __init__(self, rate: int, margin: float) -> None:
+        self.rate, self.margin = rate, margin
+        self.past: deque[float] = deque(maxlen=round(FLOOR_SECONDS / FRAME_SECONDS))
+
+    def is_open(self, hop: Samples, window: Samples) -> bool:
+        self.past.extend(levels(hop, self.rate).tolist())
+        floor = max(float(np.quantile(self.past, 0.1)) if self.past else LOWEST_LEVEL, LOWEST_LEVEL)
+        return float(levels(window, self.rate).max()) >= floor + self.margin
+
+
+def events(
+    hops: Iterator[Samples],
+    session: onnxruntime.InferenceSession,
+    manifest: dict[str, Any],
+    labels: list[str],
+    voices: Voices,
+    settings: Settings,
+    spent: Spent,
+) -> Iterator[dict[str, Any]]:
+    """hops: of `settings.hop` seconds each, one after another. Yields an event as soon as it is heard."""
+    rate, window = manifest["sample_rate"], np.zeros(manifest["window"], np.float32)
+    gate, recent, last = Gate(rate, settings.margin), deque[tuple[Samples, Samples]](maxlen=settings.smooth), dict[str, float]()
+    for hop in hops:
+        window = np.concatenate([window, hop])[-len(window) :]
+        spent.heard += len(hop) / rate
+        spent.clipped += int((np.abs(hop) >= 1 - 1 / FULL_SCALE).sum())
+        spent.loudest = max(spent.loudest, float(np.abs(hop).max(initial=0)))
+        if not gate.is_open(hop, window):
+            spent.skipped += 1
+            recent.clear()
+            continue
+        began = time.process_time()
+        recent.append(classify(session, window[None]))
+        spent.seconds, spent.windows = spent.seconds + time.process_time() - began, spent.windows + 1
+        shares, embedding = (np.mean([found[i] for found in recent], 0) for i in (0, 1))
+        keyword, probability = labels[int(shares.argmax())], float(shares.max())
+        if len(recent) < settings.smooth or probability < settings.threshold or keyword.startswith("_"):
+            continue
+        if spent.heard - last.get(keyword, -np.inf) >= settings.refractory:
+            speaker, similarity = whose(embedding, voices, settings.voice)
+            yield {
+                "time": round(spent.heard, 2),
+                "keyword": keyword,
+                "probability": round(probability, 3),
+                "speaker": speaker,
+                "similarity": similarity,
+            }
+        last[keyword] = spent.heard  # a keyword that goes on is one event
+
+
+def whose(embedding: Samples, voices: Voices, threshold: float) -> tuple[str, float | None]:
+    """The nearest voice and the mean cosine similarity to its clips; unknown below the threshold, or where nobody was enrolled."""
+    if not voices:
+        return UNKNOWN, None
+    unit = embedding / np.linalg.norm(embedding)
+    name, similarity = max(((name, float(voice @ unit)) for name, voice in voices.items()), key=lambda found: found[1])
+    return (name if similarity >= threshold else UNKNOWN), round(similarity, 3)
+
+
+def hops_of(samples: Samples, size: int) -> Iterator[Samples]:
+    """A recording in hops; the last is filled up with silence."""
+    for start in range(0, len(samples), size):
+        yield np.pad(samples[start : start + size], (0, max(0, start + size - len(samples))))
+
+
+def hops_of_stream(stream: BinaryIO, rate: int, size: int) -> Iterator[Samples]:
+    """Raw PCM (16 bits, little-endian, one channel, the model's rate), or a WAV file that says so. Raises ValueError for others."""
+    start = stream.read(4)
+    read = stream.read
+    if start == b"RIFF":
+        read = _wav_reader(stream, rate)
+        start = b""
+    while len(data := start + read(2 * size - len(start))) >= 2:
+        start = b""
+        samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / FULL_SCALE
+        yield np.pad(samples, (0, size - len(samples)))
+
+
+def _wav_reader(stream: BinaryIO, rate: int) -> Any:
+    try:
+        prefixed: Any = _Prefixed(b"RIFF", stream)
+        clip = wave.open(prefixed, "rb")  # noqa: SIM115
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"the stream is no WAV file that can be read: {error}") from None
+    if clip.getframerate() != rate:
+        raise ValueError(f"the stream has {clip.getframerate()} Hz, the model hears {rate}: resample it first")
+    if clip.getnchannels() != 1:
+        raise ValueError(f"the stream has {clip.getnchannels()} channels: send one")
+    if clip.getsampwidth() != 2:
+        raise ValueError(f"the stream has {8 * clip.getsampwidth()} bits a sample: send 16")
+    return lambda count: clip.readframes(count // 2)
+
+
+class _Prefixed:
+    """A stream whose first bytes were read already. `wave` asks for no more of a file."""
+
+    def __init__(self, start: bytes, stream: BinaryIO) -> None:
+        self.start, self.stream = start, stream
+
+    def read(self, count: int) -> bytes:
+        taken, self.start = self.start[:count], self.start[count:]
+        return taken + self.stream.read(count - len(taken))
+
+    def tell(self) -> int:
+        raise OSError("a stream has no position")
+
+    def close(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def hops_of_microphone(rate: int, size: int) -> Iterator[Samples]:
+    """Raises ValueError where there is no `sounddevice`, or no microphone."""
+    try:
+        import sounddevice  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except (ImportError, OSError):  # OSError: the package without its library
+        raise ValueError(
+            "no microphone without sounddevice: pip install sounddevice, or give a WAV file, or - and raw PCM"
+        ) from None
+    waiting: queue.Queue[bytes] = queue.Queue()
+    try:
+        with sounddevice.RawInputStream(rate, size, channels=1, dtype="int16", callback=lambda data, *_: waiting.put(bytes(data))):
+            while True:
+                yield np.frombuffer(waiting.get(), "<i2").astype(np.float32) / FULL_SCALE
+    except sounddevice.PortAudioError as error:
+        raise ValueError(f"the microphone does not answer: {error}") from None
+
+
+def warnings(spent: Spent, rate: int) -> Iterator[str]:
+    if spent.heard and spent.loudest <= 10 ** (LOWEST_LEVEL / 20):
+        yield "nothing but silence was heard: is the microphone muted?"
+    if spent.clipped > 1e-3 * spent.heard * rate:
+        yield f"{100 * spent.clipped / (spent.heard * rate):.1f} % of the samples are clipped: turn the input down"
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Listens to a stream: one JSON line for each keyword.")
+    default = Settings()
+    parser.add_argument("source", nargs="?", help="a recording, or - for standard input; default: the microphone")
+    parser.add_argument("--hop", type=float, default=default.hop, help="seconds between two windows")
+    parser.add_argument("--margin", type=float, default=default.margin, help="decibels above the room's noise to be heard at all")
+    parser.add_argument("--smooth", type=int, default=default.smooth, help="windows whose mean decides")
+    parser.add_argument("--refractory", type=float, default=default.refractory, help="seconds until a keyword is a new one")
+    parser.add_argument("--threshold", type=float, default=default.threshold, help="a keyword's probability")
+    parser.add_argument("--voice-threshold", type=float, help=f"a voice's; default: {LISTENING:g} %% of others are taken for it")
+    parser.add_argument("--model-folder", type=Path, default=Path(__file__).parent, help="default: this script's folder")
+    parser.add_argument("--voices", type=Path, help=f"default: {VOICES_FILE} in the model's folder, where it is")
+    parser.add_argument("--cost", action="store_true", help="say at the end what listening took")
+    return parser.parse_args()
+
+
+def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voices) -> Settings:
+    """Raises ValueError for what no stream can be heard with."""
+    voice = arguments.voice_threshold if arguments.voice_threshold is not None else voice_threshold(manifest, LISTENING)
+    if voices and voice is None:
+        raise ValueError("the manifest supports no threshold for voices: give --voice-threshold")
+    settings = Settings(
+        hop=arguments.hop,
+        margin=arguments.margin,
+        smooth=arguments.smooth,
+        refractory=arguments.refractory,
+        threshold=arguments.threshold,
+        voice=Settings.voice if voice is None else voice,
+    )
+    longest = manifest["window"] / manifest["sample_rate"]
+    if not FRAME_SECONDS <= settings.hop <= longest:
+        raise ValueError(f"--hop is {settings.hop:g}; it is from {FRAME_SECONDS:g} to the model's window, {longest:.3g} seconds")
+    if settings.smooth < 1 or not 0 <= settings.threshold <= 1 or settings.refractory < 0:
+        raise ValueError("--smooth is at least 1, --threshold from 0 to 1, --refractory at least 0")
+    return settings
+
+
+def main() -> int:
+    arguments, spent = parsed(), Spent()
+    try:
+        session, manifest, labels = load_model(arguments.model_folder)
+        voices = read_voices(arguments.voices or arguments.model_folder / VOICES_FILE, manifest, must_exist=bool(arguments.voices))
+        settings, rate = checked(arguments, manifest, voices), manifest["sample_rate"]
+        size = round(settings.hop * rate)
+        if arguments.source is None:
+            hops = hops_of_microphone(rate, size)
+        elif arguments.source == "-":
+            hops = hops_of_stream(sys.stdin.buffer, rate, size)
+        else:
+            hops = hops_of(load_clip(Path(arguments.source), rate, silence=True), size)
+        for event in events(hops, session, manifest, labels, voices, settings, spent):
+            print(json.dumps(event), flush=True)
+    except ValueError as error:
+        print(f"listen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    for warning in warnings(spent, rate):
+        print(f"listen: {warning}", file=sys.stderr)
+    if arguments.cost:
+        print(f"listen: {spent.line()}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

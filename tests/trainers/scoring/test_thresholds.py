@@ -1,0 +1,52 @@
+"""A threshold keeps its rate on the trials that it was chosen on, and is the lowest that does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.scoring.outcome import Outcome
+from trainers.scoring.thresholds import lowest_threshold, voice_thresholds
+
+
+def accepted(others: list[np.ndarray], threshold: float) -> float:
+    return float(np.mean([(scores >= threshold).mean() for scores in others]))
+
+
+@given(
+    st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=30), min_size=1, max_size=3),
+    st.floats(0.0, 1.0),
+)
+def test_the_lowest_threshold_that_keeps_a_rate(drawn: list[list[int]], share: float) -> None:
+    others = [np.array(scores) / 10 for scores in drawn]
+    threshold = lowest_threshold(others, share)
+    assert accepted(others, threshold) <= share + 1e-9
+    below = [score for score in np.concatenate(others) if score < threshold]
+    assert not below or accepted(others, max(below)) > share
+
+
+def outcome(same: np.ndarray, scores: np.ndarray) -> Outcome:
+    speakers = np.zeros(len(same), int)
+    return Outcome(
+        correct=np.ones(1, bool),
+        clip_speakers=np.zeros(1, int),
+        trial_scores=scores,
+        same=same,
+        enrol_speakers=speakers,
+        test_speakers=np.where(same, speakers, 1),
+    )
+
+
+def test_a_rate_is_stated_where_trials_support_it() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(400) % 2 == 0  # 200 trials of different speakers: enough for 5 and 10 %, not for 1 %
+    one, five, ten = voice_thresholds(outcome(same, same * 0.5 + 0.1 * rng.standard_normal(400)))
+    assert one == {"false_acceptance": 1.0, "unsupported": "200 trials of different speakers; 300 are needed"}
+    assert five["threshold"] > ten["threshold"] == pytest.approx(0.1 * 1.28, abs=0.05)
+    assert 0 <= ten["missed"] <= five["missed"] < 5
+
+
+def test_each_corpus_counts_once() -> None:
+    quiet, loud = np.linspace(0, 0.1, 1000), np.linspace(0.5, 0.9, 100)
+    threshold = lowest_threshold([quiet, loud], 0.05)
+    assert accepted([quiet, loud], threshold) == pytest.approx(0.05, abs=0.005) and 0.8 < threshold < 0.9

@@ -1,0 +1,43 @@
+"""Thresholds that a device decides by, chosen on validation speech alone."""
+
+from typing import Any
+
+import numpy as np
+
+from trainers.scoring.errors import Floats
+from trainers.scoring.outcome import Outcome, parts
+
+FALSE_ACCEPTANCE = (1.0, 5.0, 10.0)  # percent of other voices that are taken for the enrolled one
+ENOUGH = 3.0  # a rate of r is stated from 3/r trials on: with fewer, none at all would say little (95 %)
+
+
+def voice_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
+    """For each rate of false acceptance, in percent, the lowest cosine similarity from which a voice is taken for the enrolled one,
+    and the percent of its own clips that are then missed; or `unsupported`, with a reason. Each corpus counts once."""
+    return [{"false_acceptance": rate, **_threshold(outcome, rate)} for rate in FALSE_ACCEPTANCE]
+
+
+def _threshold(outcome: Outcome, rate: float) -> dict[str, Any]:
+    own, others = ([part.trial_scores[part.same == same] for part in parts(outcome).values()] for same in (True, False))
+    fewest = min((len(scores) for scores in others if len(scores)), default=0)
+    if fewest < (needed := ENOUGH / (rate / 100)):
+        return {"unsupported": f"{fewest} trials of different speakers; {needed:.0f} are needed"}
+    threshold = lowest_threshold(others, rate / 100)
+    missed = [float((scores < threshold).mean()) for scores in own if len(scores)]
+    return {"threshold": round(threshold, 4), "missed": round(100 * float(np.mean(missed)), 2)}
+
+
+def lowest_threshold(others: list[Floats], share: float) -> float:
+    """The lowest value which at most `share` of other voices' scores reach, as a mean over corpora; between two scores, so that
+    rounding changes nothing."""
+    scores = np.concatenate(others)
+    weights = np.concatenate([np.full(len(part), 1 / len(part)) for part in others if len(part)])
+    weights /= weights.sum()
+    order = np.argsort(-scores)
+    descending, reached = scores[order], np.cumsum(weights[order])
+    accepted = int((reached <= share + 1e-12).sum())  # the highest so many may be accepted,
+    while 0 < accepted < len(scores) and descending[accepted - 1] == descending[accepted]:
+        accepted -= 1  # unless the next scores are equal
+    above = descending[accepted - 1] if accepted else 1.0
+    below = descending[accepted] if accepted < len(scores) else -1.0
+    return float((above + below) / 2)
