@@ -1,5 +1,5 @@
 PYTHON ?= python3
-BUDGET ?= 28cpu-minutes
+BUDGET ?= 25cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 

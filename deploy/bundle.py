@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.export import INPUT, OPSET, OUTPUTS, PARITY_LIMIT, Parity, Windows, export_onnx, parity
+from deploy.probe import LIMIT, answers, difference
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
 from trainers.networks.student import Student, load_student
@@ -39,8 +40,8 @@ README = """# {name}
     python enrol.py ada 1.wav 2.wav 3.wav     # makes a voice known; `voices.json` holds numbers, no sound
     python listen.py                          # the microphone (pip install sounddevice), a recording, or - for raw PCM
 
-`listen.py` writes one JSON line for each keyword: time, keyword, probability, speaker, similarity. Every fifth of a second it
-hears the last window, unless all is quiet. Its threshold for keywords was not chosen on other speech: raise `--threshold` where it
+`listen.py` writes one JSON line for each keyword: time, keyword, probability, speaker, similarity. Ten times a second it hears
+the last window, unless all is quiet. Its threshold for keywords was not chosen on other speech: raise `--threshold` where it
 errs.
 
 `model.onnx` hears `{input}`: (1, {window}) float32 samples at {rate} Hz, full scale 1. `manifest.json` has its scores, its latency,
@@ -121,6 +122,19 @@ def verify_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder, labels=labels, window=window, manifest=manifest)
 
 
+def check_answers(bundle: Bundle) -> float:
+    """How far the model, on this machine, is from what it said to a fixed sound when it was exported. Raises ValueError where it is
+    too far, and for a bundle that was exported before that was recorded."""
+    if "probe" not in bundle.manifest:
+        raise ValueError(f"{bundle.folder} has no recorded answers: export the model again")
+    off = difference(bundle.manifest["probe"], answers(bundle.folder / "model.onnx", bundle.window))
+    if off > LIMIT:
+        raise ValueError(
+            f"{bundle.folder} answers differently here: by {off:.2g}, allowed is {LIMIT:g}; do not trust it on this machine"
+        )
+    return off
+
+
 def _check_name(out: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.name):
         raise ValueError(f"the name {out.name!r} is not allowed: letters, digits, '.', '_' and '-', a letter or digit first")
@@ -164,7 +178,8 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
-    _write_json(folder / MANIFEST_FILE, {**manifest, "parity": dataclasses.asdict(result), "files": files})
+    probe = answers(folder / "model.onnx", window)
+    _write_json(folder / MANIFEST_FILE, {**manifest, "parity": dataclasses.asdict(result), "probe": probe, "files": files})
 
 
 def _refusal(result: Parity) -> str:

@@ -40,9 +40,9 @@ class Settings:
     windows whose mean decides. refractory: seconds after an event in which its keyword is no new one. threshold: a keyword's
     probability. voice: the similarity from which a voice is known."""
 
-    hop: float = 0.2
+    hop: float = 0.1
     margin: float = 6.0
-    smooth: int = 2
+    smooth: int = 4  # 0.4 s, a word's length: fewer false alarms at as many words heard than 0.1 to 0.3 s
     refractory: float = 1.0
     threshold: float = 0.9
     voice: float = 1.0

@@ -215,6 +215,16 @@ def export(
 
 
 @app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="Folder of an export.")]) -> None:
+    """Check an export: hashes of all files, and that its model answers here as it did when it was exported."""
+    from deploy.bundle import check_answers, verify_bundle
+
+    checked = verify_bundle(bundle)
+    off = check_answers(checked)
+    typer.echo(f"{bundle}: {len(checked.manifest['files'])} files as exported; the model answers as recorded, within {off:.1e}")
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
     tracking_uri: TrackingUri = None,

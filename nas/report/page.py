@@ -108,7 +108,7 @@ def _model(front: Front, member: Member) -> dict[str, Any]:
         "params": member["params"] / 1e6,
         "error": _bounds(scores, f"{prefix}keyword_error"),
         "eer": _bounds(scores, f"{prefix}eer"),
-        "latency": [round(scores[f"latency_{end}"], 4) for end in ("ms", "low", "high")],
+        "latency": [scores[f"latency_{end}"] for end in ("ms", "low", "high")],
         "memory": _millions(scores.get("memory_bytes")),
         "card": [list(fact) for fact in card(front, member)],
         "corpora": [[name, *_of_corpus(own)] for name, own in sorted(member.get("by_corpus", {}).items())],
@@ -118,7 +118,7 @@ def _model(front: Front, member: Member) -> dict[str, Any]:
 
 
 def _bounds(scores: Mapping[str, float], name: str) -> list[float]:
-    return [round(scores[name + end], 3) for end in ("", "_low", "_high")]
+    return [scores[name + end] for end in ("", "_low", "_high")]
 
 
 def _of_corpus(own: Mapping[str, Any]) -> Iterator[str]:
@@ -170,7 +170,7 @@ def described(architecture: Mapping[str, Any]) -> str:
     if not architecture["kept_layers"]:
         return f"{front}, no layers"
     layers = zip(architecture["kept_layers"], architecture["heads"], architecture["ffn_dims"])
-    kept = "; ".join(f"layer {layer} with {heads} heads, {units} units" for layer, heads, units in layers)
+    kept = "; ".join(f"layer {layer} with {heads} head{'s' * (heads > 1)}, {units} units" for layer, heads, units in layers)
     return f"{front}; width {architecture['width']}: the teacher's {kept}"
 
 

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from deploy.bundle import Bundle, verify_bundle, write_bundle
+from deploy.bundle import Bundle, check_answers, verify_bundle, write_bundle
 from deploy.runtime.classify import cut, resample
 from deploy.target import load_target
 from search_spaces.architecture import Architecture, Geometry
@@ -23,7 +23,7 @@ from trainers.networks.student import Student, load_student, save_student
 KEYWORDS = ("نعم", "não", "häuser")
 TARGET = load_target("host")
 CLIPS = (0.1 * np.random.default_rng(0).standard_normal((3, TARGET.window))).astype(np.float32)
-FILES = {"model.onnx", "labels.json", "parity.json", "classify.py", "README.md"}
+FILES = {"model.onnx", "labels.json", "parity.json", "classify.py", "listen.py", "enrol.py", "README.md"}
 ARCHITECTURE = Architecture(front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1,), ffn_dims=(96,), kept_layers=(1,))
 GEOMETRY = Geometry(
     head_dim=64,
@@ -110,6 +110,20 @@ def test_a_changed_or_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(ValueError, match=f"{name} is missing"):
         verify_bundle(bundle)
+
+
+def test_a_model_that_answers_differently_here_is_not_trusted(bundle: Path) -> None:
+    assert check_answers(verify_bundle(bundle)) < 1e-6
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for logits in ([value + 0.01 for value in manifest["probe"]["logits"]], [0.0], [float("nan")] * 3):
+        changed = {**manifest, "probe": {**manifest["probe"], "logits": logits}}
+        (bundle / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="answers differently here"):
+            check_answers(verify_bundle(bundle))
+    del manifest["probe"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="export the model again"):
+        check_answers(verify_bundle(bundle))
 
 
 def test_damaged_manifests(bundle: Path, tmp_path: Path) -> None:

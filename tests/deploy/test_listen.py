@@ -1,0 +1,254 @@
+"""A bundle that listens: windows of a stream, events, the gate, and voices that are enrolled. Scripts run as a user runs them."""
+
+import io
+import json
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from enrol import read_voices, voice_threshold
+from hypothesis import given
+from hypothesis import strategies as st
+from listen import Settings, Spent, events, hops_of, hops_of_stream, whose
+
+from deploy.bundle import write_bundle
+from deploy.target import load_target
+from search_spaces.architecture import Architecture, Geometry
+from trainers.networks.student import Student, save_student
+
+RATE, WINDOW = 16_000, 16_080
+LABELS = ["_unknown_", "low", "high"]
+MANIFEST: dict[str, Any] = {"sample_rate": RATE, "window": WINDOW}
+GEOMETRY = Geometry(
+    head_dim=64,
+    conv_dims=(32, 64, 128, 128, 128, 128, 128),
+    conv_bias=True,
+    front_norm="layer",
+    norm_order="post",
+    position_kernel=64,
+    position_groups=16,
+    normalize_input=True,
+)
+
+
+class Pitches:
+    """In place of a model: `low` is a tone of 300 Hz, `high` one of 2 kHz, surely where it fills half the window's second."""
+
+    def run(self, _: object, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        power = np.abs(np.fft.rfft(inputs["audio"][0])) ** 2
+        hertz = np.fft.rfftfreq(WINDOW, 1 / RATE)
+        tones = [power[np.abs(hertz - tone) < 20].sum() / WINDOW**2 for tone in (300, 2000)]
+        embedding = np.array([[1.0, 0.0] if tones[0] > tones[1] else [0.0, 1.0]])
+        return [np.array([[4.0, *(1000 * tone for tone in tones)]]), embedding]
+
+
+def stream(*parts: tuple[float, float], noise: float = 1e-3) -> np.ndarray:
+    """Seconds of each pitch, 0 for silence."""
+    rng = np.random.default_rng(0)
+    tones = [0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE) for seconds, hertz in parts]
+    joined = np.concatenate(tones)
+    return (joined + noise * rng.standard_normal(len(joined))).astype(np.float32)
+
+
+def heard(samples: np.ndarray, voices: Any = None, **settings: Any) -> tuple[list[dict[str, Any]], Spent]:
+    spent, chosen = Spent(), Settings(**settings)
+    hops = hops_of(samples, round(chosen.hop * RATE))
+    model: Any = Pitches()
+    return list(events(hops, model, MANIFEST, LABELS, voices or {}, chosen, spent)), spent
+
+
+def test_each_keyword_is_one_event_at_its_time() -> None:
+    found, spent = heard(stream((2, 0), (1, 300), (3, 0), (1, 2000), (2, 0)))
+    assert [event["keyword"] for event in found] == ["low", "high"]
+    assert 2 < found[0]["time"] < 3.5 and 6 < found[1]["time"] < 7.5
+    assert all(event["probability"] > 0.9 and event["speaker"] == "unknown" for event in found)
+    assert spent.heard == pytest.approx(9.0)
+
+
+def test_a_keyword_that_goes_on_is_one_event_and_one_said_again_is_another() -> None:
+    assert len(heard(stream((1, 0), (5, 300), (1, 0)))[0]) == 1
+    assert len(heard(stream((1, 0), (1, 300), (3, 0), (1, 300), (1, 0)))[0]) == 2
+
+
+def test_silence_costs_nothing() -> None:
+    _, spent = heard(stream((20, 0), noise=0.01))
+    assert spent.windows == 0 and spent.skipped == 200
+    _, spent = heard(stream((10, 0), (1, 300), (10, 0), noise=0.01))
+    assert 10 <= spent.windows <= 25
+
+
+def test_what_is_unknown_is_no_event() -> None:
+    assert heard(stream((1, 0), (1, 900), (1, 0)))[0] == []
+
+
+def test_an_event_names_the_nearest_voice() -> None:
+    voices = {"ada": np.array([0.9, 0.1]), "bob": np.array([0.1, 0.9])}
+    found, _ = heard(stream((2, 0), (1, 300), (3, 0), (1, 2000), (2, 0)), voices, voice=0.5)
+    assert [(event["speaker"], event["similarity"]) for event in found] == [("ada", 0.9), ("bob", 0.9)]
+    assert whose(np.array([3.0, 3.0]), voices, 0.8) == ("unknown", pytest.approx(0.707, abs=1e-3))
+    assert whose(np.array([1.0, 0.0]), {}, 0.5) == ("unknown", None)
+
+
+@given(st.integers(0, 5000), st.integers(2, 700))
+def test_a_stream_is_heard_as_the_recording_is(length: int, size: int) -> None:
+    pcm = np.random.default_rng(length).integers(-32768, 32767, length).astype("<i2")
+    whole = list(hops_of(pcm.astype(np.float32) / 32768, size))
+    for data in (pcm.tobytes(), wav_bytes(pcm)):
+        hops = list(hops_of_stream(io.BytesIO(data), RATE, size))
+        assert len(hops) == len(whole) and all(np.array_equal(a, b) for a, b in zip(hops, whole))
+
+
+def wav_bytes(pcm: np.ndarray, rate: int = RATE, channels: int = 1, width: int = 2) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as clip:
+        clip.setparams((channels, width, rate, 0, "NONE", ""))
+        clip.writeframes(pcm.tobytes())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [({"rate": 44_100}, "has 44100 Hz, the model hears 16000"), ({"channels": 2}, "2 channels"), ({"width": 1}, "8 bits a sample")],
+)
+def test_a_stream_of_another_form_is_refused(form: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        next(hops_of_stream(io.BytesIO(wav_bytes(np.zeros(800, "<i2"), **form)), RATE, 100))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a student with random weights, whose manifest supports two rates of false acceptance."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("student")
+    small = Architecture(front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1,), ffn_dims=(96,), kept_layers=(1,))
+    save_student(Student(small, GEOMETRY, tuple(LABELS)), folder)
+    clips = (0.1 * np.random.default_rng(0).standard_normal((2, WINDOW))).astype(np.float32)
+    thresholds = [
+        {"false_acceptance": 1.0, "unsupported": "60 trials of different speakers; 300 are needed"},
+        {"false_acceptance": 5.0, "threshold": 0.5, "missed": 9.0},
+        {"false_acceptance": 10.0, "threshold": -1.0, "missed": 4.0},
+    ]
+    out = folder.parent / "exports" / "demo"
+    return write_bundle(folder, out, target=load_target("host"), clips=clips, synthetic=True, voice_thresholds=thresholds).folder
+
+
+def run(script: str, bundle: Path, *words: object, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, str(bundle / f"{script}.py"), *map(str, words)]
+    return subprocess.run(command, cwd=bundle.parent, capture_output=True, input=data)
+
+
+def wav(path: Path, samples: np.ndarray) -> Path:
+    path.write_bytes(wav_bytes((samples * 32_767).round().clip(-32_768, 32_767).astype("<i2")))
+    return path
+
+
+@pytest.fixture
+def spoken(tmp_path: Path) -> Callable[[int], Path]:
+    """A clip with loud and quiet moments."""
+
+    def make(number: int) -> Path:
+        rng = np.random.default_rng(number)
+        loudness = np.repeat(rng.random(20) ** 3, RATE // 20)
+        return wav(tmp_path / f"{number}.wav", 0.4 * loudness * np.sin(np.arange(RATE) * (0.05 + 0.01 * number)))
+
+    return make
+
+
+def test_the_script_listens_to_a_file_and_to_a_pipe_alike(bundle: Path, tmp_path: Path) -> None:
+    samples = stream((1, 0), (1, 300), (2, 0))
+    file = wav(tmp_path / "a.wav", samples)
+    by_file = run("listen", bundle, file, "--threshold", 0, "--cost")
+    assert by_file.returncode == 0, by_file.stderr
+    told = [json.loads(line) for line in by_file.stdout.splitlines()]
+    assert all(set(event) == {"time", "keyword", "probability", "speaker", "similarity"} for event in told)
+    assert b"heard 4.0 s" in by_file.stderr and b"% of one core" in by_file.stderr
+    assert run("listen", bundle, "-", "--threshold", 0, data=file.read_bytes()).stdout == by_file.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "said"),
+    [
+        (["-", "--hop", "3"], b"", "--hop is 3; it is from 0.02 to the model's window"),
+        (["-", "--smooth", "0"], b"", "--smooth is at least 1"),
+        (["nothing.wav"], None, "cannot read nothing.wav"),
+        (["-", "--voices", "nobody.json"], b"", "there is no file nobody.json"),
+        (["-"], wav_bytes(np.zeros(90, "<i2"), rate=8000), "has 8000 Hz, the model hears 16000"),
+        (["-"], bytes(64_000), "nothing but silence was heard"),
+        (["-"], b"\xff\x7f" * 32_000, "are clipped"),
+    ],
+)
+def test_what_cannot_be_heard_is_told_in_a_line(bundle: Path, words: list[str], data: bytes | None, said: str) -> None:
+    done = run("listen", bundle, *words, data=data)
+    assert said in done.stderr.decode() and done.stderr.count(b"\n") == 1 and not done.stdout
+
+
+def test_a_voice_is_enrolled_listed_and_removed(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
+    voices, clips = tmp_path / "voices.json", [spoken(number) for number in range(3)]
+    done = run("enrol", bundle, "Zoë", *clips, "--voices", voices)
+    assert "128 numbers that describe the voice in 3 clips, no sound" in done.stdout.decode(), done.stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert list(read_voices(voices, manifest)) == ["Zoë"] and len(voices.read_bytes()) < 4000
+    assert run("enrol", bundle, "--list", "--voices", voices).stdout.decode().strip() == "Zoë"
+    listened = run("listen", bundle, clips[0], "--voices", voices, "--threshold", 0, "--voice-threshold", -1)
+    assert {json.loads(line)["speaker"] for line in listened.stdout.splitlines()} == {"Zoë"}
+    assert run("enrol", bundle, "--remove", "Zoë", "--voices", voices).returncode == 0
+    assert run("enrol", bundle, "--list", "--voices", voices).stdout.decode().strip() == "nobody is enrolled"
+    assert not (bundle / "voices.json").exists()
+
+
+def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
+    clips = [spoken(number) for number in range(3)]
+    noise = [wav(tmp_path / f"noise-{n}.wav", 0.1 * np.random.default_rng(n).standard_normal(RATE)) for n in range(3)]
+    silence = wav(tmp_path / "silence.wav", np.zeros(RATE))
+    for words, said in (
+        (["ada", *clips[:2]], "needs 3 different clips or more, these are 2"),
+        (["ada", *clips[:2], clips[0]], "these are 2"),
+        (["ada", *noise], "sounds like noise or hum"),
+        (["ada", *clips, silence], "is silent"),
+        (["unknown", *clips], "is no name"),
+        (["--remove", "ada"], "ada is not enrolled; known are: nobody"),
+    ):
+        done = run("enrol", bundle, *words, "--voices", tmp_path / "voices.json")
+        assert done.returncode == 2 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert not (tmp_path / "voices.json").exists()
+
+
+def test_two_voices_are_not_enrolled_as_one(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
+    strict = json.loads((bundle / "manifest.json").read_text())
+    strict["voice_thresholds"] = [{"false_acceptance": 10.0, "threshold": 1.0, "missed": 99.0}]
+    own = tmp_path / "strict"
+    own.mkdir()
+    for file in bundle.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    (own / "manifest.json").write_text(json.dumps(strict))
+    clips = [spoken(number) for number in range(3)]
+    refused = run("enrol", own, "ada", *clips)
+    assert refused.returncode == 2 and b"sounds like another voice than the other clips" in refused.stderr
+    assert run("enrol", own, "ada", *clips, "--accept").returncode == 0
+
+
+def test_voices_of_another_model_and_damaged_ones_are_refused(bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    path = tmp_path / "voices.json"
+    assert read_voices(path, manifest) == {}
+    for content, said in (
+        ('{"model": "x", "voices": {}}', "made with another model"),
+        ('{"model": "x", "voices": {"ada": {"embedding": [1, 2]}}}', "damaged"),
+        ("[]", "damaged"),
+        ("{", "damaged"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=said):
+            read_voices(path, manifest)
+
+
+def test_the_next_rate_that_the_manifest_supports_is_taken(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert [voice_threshold(manifest, rate) for rate in (1.0, 5.0, 10.0, 20.0)] == [0.5, 0.5, -1.0, None]
+    assert voice_threshold({}, 5.0) is None
