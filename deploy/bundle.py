@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from deploy.card import card
 from deploy.export import INPUT, OPSET, OUTPUTS, PARITY_LIMIT, Parity, Windows, export_onnx, parity
 from deploy.probe import LIMIT, answers, difference
 from deploy.target import Target
@@ -28,25 +29,6 @@ MANIFEST_FILE = "manifest.json"
 RUNTIME = Path(__file__).parent / "runtime"
 SCRIPTS = ("classify.py", "listen.py", "enrol.py")
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
-
-README = """# {name}
-
-{note}Finds which of {count} keywords is in a recording of one second, and whose voice it is: {labels}.
-
-    pip install numpy onnxruntime
-    python classify.py clip.wav               # the keyword and its probability
-    python classify.py clip.wav --json        # every keyword
-    python classify.py clip.wav --embedding   # and the speaker embedding, {embedding} numbers of unit length
-    python enrol.py ada 1.wav 2.wav 3.wav     # makes a voice known; `voices.json` holds numbers, no sound
-    python listen.py                          # the microphone (pip install sounddevice), a recording, or - for raw PCM
-
-`listen.py` writes one JSON line for each keyword: time, keyword, probability, speaker, similarity. Ten times a second it hears
-the last window, unless all is quiet. Its threshold for keywords was not chosen on other speech: raise `--threshold` where it
-errs.
-
-`model.onnx` hears `{input}`: (1, {window}) float32 samples at {rate} Hz, full scale 1. `manifest.json` has its scores, its latency,
-where it comes from and the hashes of all files; `parity.json` how far it is from the student it was exported from.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +155,7 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
     _write_json(folder / "labels.json", list(student.keywords))
     for script in SCRIPTS:
         shutil.copyfile(RUNTIME / script, folder / script)
-    (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -187,19 +169,6 @@ def _refusal(result: Parity) -> str:
         f"the exported model differs from the student by {result.max_abs_logits:.2g} in the logits and "
         f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed is {PARITY_LIMIT:g}: "
         "check that the student's weights are finite"
-    )
-
-
-def _readme(manifest: Mapping[str, Any]) -> str:
-    return README.format(
-        name=manifest["name"],
-        note="Its scores were taken on synthetic speech.\n\n" if manifest["synthetic"] else "",
-        count=len(manifest["labels"]),
-        labels=", ".join(manifest["labels"]),
-        embedding=EMBEDDING_DIM,
-        input=INPUT,
-        window=manifest["window"],
-        rate=manifest["sample_rate"],
     )
 
 

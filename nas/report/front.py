@@ -14,8 +14,8 @@ from nas.study.folder import LINEAGE_FILE, Study
 from nas.study.pareto import hypervolume, knee, non_dominated
 from nas.tracking.connection import shown
 from nas.worker.evaluate import read_outcome
-from nas.worker.scores import by_corpus
 from trainers.scoring.metrics import Resampled, contents, resampled
+from trainers.scoring.scores import by_corpus
 
 FRONT_FILE = "front.json"
 REFERENCE_POINT = (100.0, 50.0)  # keyword error and EER of a student that knows nothing; latency's is the slowest reference's

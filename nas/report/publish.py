@@ -123,7 +123,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "member": member["name"],
             "candidate": member["candidate"],
             "run_id": member["run_id"],
-            "teacher": {"name": context.teacher.name, "digest": context.teacher.digest},
+            "teacher": {"name": context.teacher.name, "digest": context.teacher.digest, "licence": context.teacher.licence},
             "corpus": {"files": [Path(path).name for path in context.study.config.data], "digest": context.corpus.digest},
             "steps": member["steps"],
             "seed": context.study.config.seed,

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
-from nas.worker.scores import flat_scores
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
 from search_spaces.architecture import Architecture, Network, network_from_dict
@@ -34,6 +33,7 @@ from trainers.networks.student import Student, continued, load_student, save_stu
 from trainers.scoring.draw import whole
 from trainers.scoring.metrics import resampled
 from trainers.scoring.outcome import Outcome
+from trainers.scoring.scores import flat_scores
 from trainers.scoring.scoring import score
 from trainers.teacher.teacher import Teacher
 

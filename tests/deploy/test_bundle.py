@@ -93,6 +93,38 @@ def test_contract(written: Bundle, student_folder: Path) -> None:
     assert "synthetic" in (written.folder / "README.md").read_text()
 
 
+def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder: Path, tmp_path: Path) -> None:
+    rates = {f"test_{name}{end}": 10.0 for name in ("keyword_error", "eer") for end in ("", "_low", "_high")}
+    for corpus, error in (("quiet", 5.0), ("phone", 15.0)):
+        rates |= {f"test_{name}{end}.{corpus}": error for name in ("keyword_error", "eer") for end in ("", "_low", "_high")}
+    write_bundle(
+        student_folder,
+        tmp_path / "demo",
+        target=TARGET,
+        clips=CLIPS,
+        synthetic=False,
+        scores=rates,
+        latency={"milliseconds": 2.0, "low": 1.9, "high": 2.2, "how": "calibrated"},
+        provenance={"teacher": {"name": "mini", "licence": "mit"}, "corpus": {"files": ["a.parquet", "b.parquet"]}},
+        voice_thresholds=[
+            {"false_acceptance": 1.0, "unsupported": "9 trials of different speakers; 300 are needed"},
+            {"false_acceptance": 5.0, "threshold": 0.5, "missed": 9.0},
+        ],
+    )
+    card = (tmp_path / "demo" / "README.md").read_text()
+    for said in (
+        "90.0 [90.0, 90.0] % accuracy",
+        "worst on phone: accuracy 85.0 %",
+        "worst on phone: EER 15.0 %",
+        "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
+        "teacher mini, whose licence is: mit",
+        "a.parquet, b.parquet. The licence of this speech is not known",
+        "1 % of other voices are taken for the enrolled one: unsupported, 9 trials",
+        "from a similarity of 0.500 on; 9 % of its own clips are missed",
+    ):
+        assert said in card, said
+
+
 def test_without_scores_or_latency(student_folder: Path, tmp_path: Path) -> None:
     plain = write_bundle(student_folder, tmp_path / "plain", target=TARGET, clips=CLIPS, synthetic=False)
     assert (plain.manifest["scores"], plain.manifest["latency"], plain.manifest["provenance"]) == ({}, None, {})

@@ -13,6 +13,7 @@ from trainers.teacher.checkpoint import INDEX, SHARDS, WEIGHTS, read_json, weigh
 BUNDLED = {name: Path(__file__).parents[1] / "bundled" / name for name in ("mini", "mini-hubert")}
 FAMILIES = ("hubert", "wav2vec2", "wavlm", "whisper")
 CONFIG, CARD, LICENCE = "config.json", "README.md", "LICENSE"
+NOT_STATED = "not stated"  # of a licence
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # transformers 5 writes the second with a CTC model
 
 
@@ -124,7 +125,7 @@ def digest(hashes: dict[str, str]) -> str:
 
 
 def licence(folder: Path) -> str:
-    """As the model card's front matter names it, else the first line of a LICENSE, else `not stated`."""
+    """As the model card's front matter names it, else the first line of a LICENSE, else NOT_STATED."""
     path = folder / CARD
     text = path.read_text(errors="replace") if path.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
@@ -133,4 +134,4 @@ def licence(folder: Path) -> str:
         return stated[1].strip(" \"'[]")
     path = folder / LICENCE
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip()[:100] for line in lines if line.strip()), "not stated")
+    return next((line.strip()[:100] for line in lines if line.strip()), NOT_STATED)

@@ -29,11 +29,13 @@ PUBLISHED_SIZES = {  # front width, layers, width, heads, feed-forward units
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """name: as the user gave it. digest: of configuration and weights. encoder: in evaluation mode, float32, not trained."""
+    """name: as the user gave it. digest: of configuration and weights. encoder: in evaluation mode, float32, not trained. licence:
+    as its folder states it."""
 
     name: str
     digest: str
     encoder: SpeechEncoder
+    licence: str = teacher_folder.NOT_STATED
 
     @property
     def is_supervised(self) -> bool:
@@ -72,7 +74,8 @@ def _load(source: str) -> tuple[Teacher, Path, dict[str, str]]:
     architecture, geometry = dimensions(config, heard.normalizes, sample_rate=heard.sample_rate, where=where)
     encoder = _encoder(folder, config["model_type"], architecture, geometry)
     hashes = teacher_folder.file_hashes(folder)
-    return Teacher(name=source, digest=teacher_folder.digest(hashes), encoder=encoder), folder, hashes
+    digest, licence = teacher_folder.digest(hashes), teacher_folder.licence(folder)
+    return Teacher(name=source, digest=digest, encoder=encoder, licence=licence), folder, hashes
 
 
 def _encoder(folder: Path, family: str, architecture: Architecture, geometry: Geometry) -> SpeechEncoder:
@@ -137,6 +140,6 @@ def describe_teacher(source: str) -> dict[str, Any]:
         "precision": precisions,
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": value} for name, value in hashes.items()},
         "digest": teacher.digest,
-        "licence": teacher_folder.licence(folder),
+        "licence": teacher.licence,
         "finite": True,
     }
