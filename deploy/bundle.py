@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.card import card
-from deploy.export import INPUT, OPSET, OUTPUTS, PARITY_LIMIT, Parity, Windows, export_onnx, parity
+from deploy.export import INPUT, OPSET, OUTPUTS, Parity, Windows, export_onnx, parity
 from deploy.probe import LIMIT, answers, difference
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
@@ -28,6 +28,7 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 RUNTIME = Path(__file__).parent / "runtime"
 SCRIPTS = ("classify.py", "listen.py", "enrol.py")
+BESIDE = (MANIFEST_FILE, "voices.json", "__pycache__")  # what need not be in the manifest
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 
@@ -86,7 +87,12 @@ def write_bundle(
 
 
 def verify_bundle(folder: Path) -> Bundle:
-    """The bundle, once every file has the hash that its manifest names. Raises ValueError naming what is missing or changed."""
+    """The bundle, once every file has the hash that its manifest names. Raises ValueError, which names what is missing or changed.
+
+    The manifest cannot name its own: compare `manifest_hash` with what the export said.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
@@ -101,7 +107,13 @@ def verify_bundle(folder: Path) -> Bundle:
             raise ValueError(f"{folder} is damaged: {name} is missing; export the student again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{folder} is damaged: {name} is not the file that was exported; export the student again")
+    if strange := sorted({path.name for path in folder.iterdir()} - {*hashes, *BESIDE}):
+        raise ValueError(f"{folder} has files that were not exported: {', '.join(strange)}; delete them, or do not trust it")
     return Bundle(folder=folder, labels=labels, window=window, manifest=manifest)
+
+
+def manifest_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 def check_answers(bundle: Bundle) -> float:
@@ -151,7 +163,7 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
     result = parity(student, folder / "model.onnx", clips)
     if not result.ok:
         raise ValueError(_refusal(result))
-    _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": PARITY_LIMIT})
+    _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": result.limit})
     _write_json(folder / "labels.json", list(student.keywords))
     for script in SCRIPTS:
         shutil.copyfile(RUNTIME / script, folder / script)
@@ -167,7 +179,7 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
 def _refusal(result: Parity) -> str:
     return (
         f"the exported model differs from the student by {result.max_abs_logits:.2g} in the logits and "
-        f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed is {PARITY_LIMIT:g}: "
+        f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed is {result.limit:g}: "
         "check that the student's weights are finite"
     )
 

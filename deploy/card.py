@@ -70,12 +70,13 @@ def _name(kind: str) -> str:
 
 def _fails(manifest: Manifest) -> Iterator[str]:
     corpora = by_corpus(manifest["scores"], "test")
+    unknown = ", less so since `_unknown_` is one of them" if "_unknown_" in manifest["labels"] else ""
     for kind, worst in (("accuracy", min), ("eer", max)):
         found = {corpus: own[kind]["value"] for corpus, own in corpora.items() if kind in own}
         if len(found) > 1:
             corpus = worst(found, key=lambda name: found[name])
             yield f"- It is worst on {corpus}: {_name(kind)} {found[corpus]:.1f} %."
-    yield "- It knows its keywords alone, and takes other words for them."
+    yield f"- It knows its keywords alone, and takes other words for them{unknown}."
     yield "- The threshold of `listen.py` for keywords was not chosen on other speech: raise `--threshold` where it errs."
 
 
@@ -102,5 +103,7 @@ def _latency(latency: Mapping[str, Any] | None) -> Iterator[str]:
 def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:
     if teacher := provenance.get("teacher"):
         yield f"- It was distilled from the teacher {teacher['name']}, whose licence is: {teacher.get('licence', 'not stated')}."
-    if corpus := provenance.get("corpus"):
+    if (corpus := provenance.get("corpus")) and corpus["files"]:
         yield f"- It learned from {', '.join(corpus['files'])}. The licence of this speech is not known: ask who recorded it."
+    elif corpus:
+        yield "- It learned from a demonstration corpus that espeak-ng spoke: it is not for use."

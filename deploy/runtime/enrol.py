@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from classify import Samples, classify, cut, load_clip, load_model
 
 VOICES_FILE = "voices.json"
 FEWEST_CLIPS = 3
+SHORTEST = 0.3  # seconds
 LONGEST_NAME = 60
 SPEECH_RANGE = 10.0  # decibels between loud and quiet moments: speech has pauses and consonants, noise and hum have not
 LISTENING, ENROLLING = 5.0, 10.0  # percent of other voices that are taken for this one: by listen.py, and in a voice's own clips
@@ -62,7 +64,9 @@ def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
     clip = load_clip(path, manifest["sample_rate"])
     frame = manifest["sample_rate"] // 50
     power = 10 * np.log10(np.square(clip[: len(clip) // frame * frame].reshape(-1, frame)).mean(1) + 1e-9)
-    if not len(power) or np.quantile(power, 0.95) - np.quantile(power, 0.1) < SPEECH_RANGE:
+    if len(clip) < SHORTEST * manifest["sample_rate"]:
+        raise ValueError(f"{path} is too short to tell a voice: a clip has at least {SHORTEST:g} seconds")
+    if np.quantile(power, 0.95) - np.quantile(power, 0.1) < SPEECH_RANGE:
         raise ValueError(f"{path} sounds like noise or hum, not like speech: record it again, with a pause before and after")
     embedding: Samples = classify(session, cut(clip, manifest["window"]))[1]
     return embedding
@@ -70,18 +74,27 @@ def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
 
 def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshold: float | None) -> Samples:
     """The mean of the clips' embeddings: its product with another is their mean similarity. Raises ValueError for fewer than three,
-    the same twice, or a clip that is not like the others."""
-    if len(set(paths)) < FEWEST_CLIPS:
-        raise ValueError(f"a voice needs {FEWEST_CLIPS} different clips or more, these are {len(set(paths))}")
+    the same twice, or clips that fall into two voices."""
+    paths = list(dict.fromkeys(path.resolve() for path in paths))
+    if len(paths) < FEWEST_CLIPS:
+        raise ValueError(f"a voice needs {FEWEST_CLIPS} different clips or more, these are {len(paths)}")
     embeddings = np.stack([embedding_of(path, session, manifest) for path in paths])
-    to_others = (embeddings @ embeddings.sum(0) - 1) / (len(paths) - 1)
-    if threshold is not None and to_others.min() < threshold:
+    one, similarity = two_groups(embeddings)
+    if threshold is not None and similarity < threshold:
+        names = ", ".join(paths[i].name for i in np.flatnonzero(one))
         raise ValueError(
-            f"{paths[int(to_others.argmin())]} sounds like another voice than the other clips (similarity {to_others.min():.2f}, "
-            f"at least {threshold:.2f} is wanted): give clips of one person, or --accept"
+            f"{names} sound like another voice than the other clips (similarity {similarity:.2f}, at least {threshold:.2f} is "
+            "wanted): give clips of one person, or --accept"
         )
     voice: Samples = embeddings.mean(0)
     return voice
+
+
+def two_groups(embeddings: Samples) -> tuple[npt.NDArray[np.bool_], float]:
+    """The clips of the smaller of the two groups into which they fall most easily, and the mean similarity between the groups."""
+    ends = np.linalg.svd(embeddings - embeddings.mean(0), full_matrices=False)[0][:, 0]
+    one = ends > 0 if 2 * (ends > 0).sum() <= len(ends) else ends <= 0
+    return one, float((embeddings[one] @ embeddings[~one].T).mean()) if one.any() else 1.0
 
 
 def write_voices(path: Path, voices: Voices, manifest: dict[str, Any]) -> None:
@@ -102,6 +115,8 @@ def changed(arguments: argparse.Namespace) -> str:
     if arguments.list or (name is None and not arguments.remove):
         return ", ".join(sorted(voices)) or "nobody is enrolled"
     if arguments.remove:
+        if name is not None:
+            raise ValueError(f"--remove takes one name; {name} was given as well")
         if arguments.remove not in voices:
             raise ValueError(f"{arguments.remove} is not enrolled; known are: {', '.join(sorted(voices)) or 'nobody'}")
         write_voices(path, {known: voice for known, voice in voices.items() if known != arguments.remove}, manifest)
@@ -111,7 +126,8 @@ def changed(arguments: argparse.Namespace) -> str:
     threshold = None if arguments.accept else voice_threshold(manifest, ENROLLING)
     voice = enrolled(arguments.clips, session, manifest, threshold)
     write_voices(path, {**voices, name: voice}, manifest)
-    return f"{name} is stored in {path}: {len(voice)} numbers that describe the voice in {len(arguments.clips)} clips, no sound"
+    stored = "replaces the voice of that name" if name in voices else "is stored"
+    return f"{name} {stored} in {path}: {len(voice)} numbers that describe the voice in {len(arguments.clips)} clips, no sound"
 
 
 def main() -> int:

@@ -158,7 +158,7 @@ def _wav_reader(stream: BinaryIO, rate: int) -> Any:
         prefixed: Any = _Prefixed(b"RIFF", stream)
         clip = wave.open(prefixed, "rb")  # noqa: SIM115
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"the stream is no WAV file that can be read: {error}") from None
+        raise ValueError(f"the stream is no WAV file that can be read ({str(error) or 'it is cut off'})") from None
     if clip.getframerate() != rate:
         raise ValueError(f"the stream has {clip.getframerate()} Hz, the model hears {rate}: resample it first")
     if clip.getnchannels() != 1:
@@ -204,7 +204,9 @@ def hops_of_microphone(rate: int, size: int) -> Iterator[Samples]:
 
 
 def warnings(spent: Spent, rate: int) -> Iterator[str]:
-    if spent.heard and spent.loudest <= 10 ** (LOWEST_LEVEL / 20):
+    if not spent.heard:
+        yield "the stream ended before anything was heard"
+    elif spent.loudest <= 10 ** (LOWEST_LEVEL / 20):
         yield "nothing but silence was heard: is the microphone muted?"
     if spent.clipped > 1e-3 * spent.heard * rate:
         yield f"{100 * spent.clipped / (spent.heard * rate):.1f} % of the samples are clipped: turn the input down"
@@ -242,8 +244,8 @@ def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voi
     longest = manifest["window"] / manifest["sample_rate"]
     if not FRAME_SECONDS <= settings.hop <= longest:
         raise ValueError(f"--hop is {settings.hop:g}; it is from {FRAME_SECONDS:g} to the model's window, {longest:.3g} seconds")
-    if settings.smooth < 1 or not 0 <= settings.threshold <= 1 or settings.refractory < 0:
-        raise ValueError("--smooth is at least 1, --threshold from 0 to 1, --refractory at least 0")
+    if settings.smooth < 1 or not 0 <= settings.threshold <= 1 or not settings.refractory >= 0 or not settings.margin >= 0:
+        raise ValueError("--smooth is at least 1, --threshold from 0 to 1, --refractory and --margin at least 0")
     return settings
 
 
@@ -267,6 +269,9 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         pass
+    except BrokenPipeError:  # whoever read the events has heard enough
+        sys.stdout = None
+        return 0
     for warning in warnings(spent, rate):
         print(f"listen: {warning}", file=sys.stderr)
     if arguments.cost:

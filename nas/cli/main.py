@@ -201,6 +201,7 @@ def export(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Export a model for its device, checked against the trained student on real clips."""
+    from deploy.bundle import manifest_hash
     from nas.report.publish import export_model
     from nas.tracking.connection import default_tracking_uri
 
@@ -209,7 +210,8 @@ def export(
     difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
     typer.echo(
         f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
-        f"at most {difference:.1e} over {parity['clips']} clips\ncheck it on a clip of your own:"
+        f"at most {difference:.1e} over {parity['clips']} clips\nmanifest.json has the hash {manifest_hash(bundle.folder)}\n"
+        "check it on a clip of your own:"
     )
     typer.echo(f"  {shlex.join([sys.executable, f'{bundle.folder}/classify.py', 'CLIP.wav'])}")
 
@@ -217,11 +219,14 @@ def export(
 @app.command()
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of an export.")]) -> None:
     """Check an export: hashes of all files, and that its model answers here as it did when it was exported."""
-    from deploy.bundle import check_answers, verify_bundle
+    from deploy.bundle import check_answers, manifest_hash, verify_bundle
 
     checked = verify_bundle(bundle)
     off = check_answers(checked)
-    typer.echo(f"{bundle}: {len(checked.manifest['files'])} files as exported; the model answers as recorded, within {off:.1e}")
+    typer.echo(
+        f"{bundle}: {len(checked.manifest['files'])} files as manifest.json has them; the model answers as recorded, within "
+        f"{off:.1e}\nmanifest.json has the hash {manifest_hash(bundle)}: compare it with what the export printed"
+    )
 
 
 @app.command()

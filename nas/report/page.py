@@ -22,9 +22,13 @@ Front = Mapping[str, Any]
 def write_page(fronts: Sequence[Front], path: Path) -> Path:
     """The page of one front, or of several laid over one another.
 
-    Raises ValueError where two fronts are of the same study.
+    Raises ValueError where two fronts are of the same study, and where the file cannot be written.
     """
-    path.write_text(page(fronts), encoding="utf-8")
+    text = page(fronts)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
     return path
 
 
@@ -179,7 +183,7 @@ def _training(member: Member) -> Iterator[str]:
     if steps["distill"]:
         yield f"{steps['distill']:,} updates of distillation"
     yield f"{steps['finetune']:,} steps of both tasks"
-    yield f"from {'the ' * (member['start'] in ('kept layers', 'shared student', 'model'))}{member['start']}"
+    yield {"random": "from random weights", "teacher": "from its own weights"}.get(member["start"], f"from the {member['start']}")
     if steps.get("tutor"):
         yield f"with a tutor of {steps['tutor']:,} steps"
     if member.get("as_trained"):

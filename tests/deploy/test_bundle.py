@@ -158,7 +158,17 @@ def test_a_model_that_answers_differently_here_is_not_trusted(bundle: Path) -> N
         check_answers(verify_bundle(bundle))
 
 
+def test_a_file_that_was_not_exported_is_named(bundle: Path) -> None:
+    (bundle / "voices.json").touch()  # of enrol.py
+    verify_bundle(bundle)
+    (bundle / "evil.py").touch()
+    with pytest.raises(ValueError, match=r"files that were not exported: evil.py"):
+        verify_bundle(bundle)
+
+
 def test_damaged_manifests(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        verify_bundle(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"not a bundle: manifest.json is missing"):
         verify_bundle(tmp_path)
     for text in ("{", "[]", "{}", '{"files": {"a": 1}}'):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from deploy.export import OUTPUTS, export_onnx, parity, reference_model
+from deploy.export import OUTPUTS, Parity, export_onnx, parity, reference_model
 from deploy.measure import open_session
 from deploy.quantize import quantize_dynamic
 from deploy.target import Target, load_target
@@ -210,3 +210,14 @@ def test_unknown_target_names_the_known(name: str) -> None:
 def test_missing_target_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot read the target"):
         load_target(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("largest", "off", "is_ok"),
+    [(5.0, 9e-5, True), (5.0, 1.1e-4, False), (22.0, 2e-4, True), (22.0, 3e-4, False), (1e9, float("inf"), False)],
+)
+def test_the_limit_grows_with_large_logits(largest: float, off: float, is_ok: bool) -> None:
+    """As float32's rounding does; it stays below what could change a keyword."""
+    found = Parity(clips=1, max_abs_logits=off, max_abs_embedding=0.0, largest_logit=largest, same_keyword=1.0)
+    assert found.ok == is_ok
+    assert not Parity(clips=1, max_abs_logits=0.0, max_abs_embedding=2e-4, largest_logit=largest, same_keyword=1.0).ok

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from enrol import read_voices, voice_threshold
+from enrol import read_voices, two_groups, voice_threshold
 from hypothesis import given
 from hypothesis import strategies as st
 from listen import Settings, Spent, events, hops_of, hops_of_stream, whose
@@ -180,6 +180,9 @@ def test_the_script_listens_to_a_file_and_to_a_pipe_alike(bundle: Path, tmp_path
         (["-", "--voices", "nobody.json"], b"", "there is no file nobody.json"),
         (["-"], wav_bytes(np.zeros(90, "<i2"), rate=8000), "has 8000 Hz, the model hears 16000"),
         (["-"], bytes(64_000), "nothing but silence was heard"),
+        (["-"], b"", "the stream ended before anything was heard"),
+        (["-"], b"RIFF12", "is cut off"),
+        (["-", "--margin", "nan"], b"", "--margin at least 0"),
         (["-"], b"\xff\x7f" * 32_000, "are clipped"),
     ],
 )
@@ -213,6 +216,9 @@ def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: 
         (["ada", *clips, silence], "is silent"),
         (["unknown", *clips], "is no name"),
         (["--remove", "ada"], "ada is not enrolled; known are: nobody"),
+        (["bob", "--remove", "ada"], "--remove takes one name; bob was given as well"),
+        (["ada", *clips[:2], clips[0].parent / "." / clips[0].name], "these are 2"),
+        (["ada", *clips, wav(tmp_path / "short.wav", np.ones(100) / 9)], "too short to tell a voice"),
     ):
         done = run("enrol", bundle, *words, "--voices", tmp_path / "voices.json")
         assert done.returncode == 2 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
@@ -229,8 +235,27 @@ def test_two_voices_are_not_enrolled_as_one(bundle: Path, tmp_path: Path, spoken
     (own / "manifest.json").write_text(json.dumps(strict))
     clips = [spoken(number) for number in range(3)]
     refused = run("enrol", own, "ada", *clips)
-    assert refused.returncode == 2 and b"sounds like another voice than the other clips" in refused.stderr
+    assert refused.returncode == 2 and b"sound like another voice than the other clips" in refused.stderr
     assert run("enrol", own, "ada", *clips, "--accept").returncode == 0
+
+
+def test_clips_fall_into_the_voices_that_they_are_of() -> None:
+    rng = np.random.default_rng(0)
+    for sizes in ((3, 1), (2, 2), (1, 4)):
+        voices = np.repeat(np.eye(8)[:2], sizes, 0) + 0.05 * rng.standard_normal((sum(sizes), 8))
+        one, similarity = two_groups(voices / np.linalg.norm(voices, axis=1, keepdims=True))
+        of_first = np.arange(sum(sizes)) < sizes[0]
+        assert np.array_equal(one, of_first) or np.array_equal(one, ~of_first)
+        assert similarity < 0.3 and one.sum() <= sum(sizes) / 2
+    alike = np.eye(8)[:1] + 0.05 * rng.standard_normal((4, 8))
+    assert two_groups(alike / np.linalg.norm(alike, axis=1, keepdims=True))[1] > 0.9
+
+
+def test_a_reader_that_has_heard_enough_ends_it_quietly(bundle: Path, tmp_path: Path) -> None:
+    file = wav(tmp_path / "a.wav", np.concatenate([stream((1, 300), (1, 0)) for _ in range(40)]))
+    command = f"{sys.executable} {bundle}/listen.py {file} --threshold 0 --refractory 0 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.count("\n") == 1
 
 
 def test_voices_of_another_model_and_damaged_ones_are_refused(bundle: Path, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ const COLUMNS = [
   { title: "#", value: (m) => m.number },
   { title: "name", value: (m) => m.name, isText: true },
   ...(studies.length > 1 ? [{ title: "study", value: (m) => m.study, isText: true }] : []),
-  { title: "params, M", value: (m) => m.params, digits: 2 },
   { title: "accuracy, %", value: (m) => 100 - m.error[0], digits: 1, range: (m) => [100 - m.error[2], 100 - m.error[1]] },
   { title: "EER, %", value: (m) => m.eer[0], digits: 1, range: (m) => m.eer.slice(1) },
   { title: "latency, ms", value: (m) => m.latency[0], digits: 2, range: (m) => m.latency.slice(1) },
+  { title: "params, M", value: (m) => m.params, digits: 2 },
   { title: "memory, MB", value: (m) => m.memory, digits: 0 },
 ];
 const colour = d3.scaleOrdinal(studies.map((s) => s.name), ["#0b72d9", "#d9670b", "#1b9e4b", "#a23bc4", "#c4a20b", "#0ba8b8"]);
@@ -64,6 +64,7 @@ function addLimit(limit) {
   const box = element("input", { type: "number", id: `${limit.name}-limit`, step: "any", placeholder: "any" });
   const set = (value) => {
     limit.limit = value;
+    if (value === null) box.value = "";
     slider.value = value === null ? open : Math.round(scale(value));
     refresh();
   };
@@ -77,6 +78,7 @@ function addLimit(limit) {
     refresh();
   });
   box.addEventListener("input", () => set(box.value === "" || Number.isNaN(box.valueAsNumber) ? null : box.valueAsNumber));
+  limit.set = set;
   slider.value = open;
   byId("limits").append(element("div", {}, element("label", { for: box.id }, `${limit.label}, ${limit.unit}`, box), slider));
   const given = content.limits[limit.name];
@@ -90,10 +92,17 @@ function domainOf(name) {
   return [low / 1.25, high * 1.25]; // logarithmic: intervals that reach zero are cut at the edge
 }
 
+/** 1, 2, 5, 10, ... within a domain. */
+function ticksOf([low, high]) {
+  const powers = d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)));
+  return powers.flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)).filter((tick) => low <= tick && tick <= high);
+}
+
 function drawChart(place, [x, y], width) {
   const at = (name, i) => (m) => Math.max(m[name][i], 0.01);
   const look = { stroke: (m) => (m.isMember ? colour(m.study) : GREY) };
-  const scale = (name) => ({ type: "log", domain: domainOf(name), clamp: true, ticks: 4, tickFormat: "~g", label: AXES[name] });
+  const scale = (name) => ({ type: "log", domain: domainOf(name), clamp: true, ticks: ticksOf(domainOf(name)), tickFormat: "~g",
+    label: AXES[name] });
   const chart = Plot.plot({
     width, height: Math.max(260, Math.min(330, width)), marginLeft: 42, x: scale(x), y: { ...scale(y), grid: true },
     marks: [
@@ -180,7 +189,7 @@ function drawCard() {
   const m = chosen;
   const facts = m.card.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]);
   const aliases = m.aliases.map((alias) => element("span", { class: "alias" }, ` ${alias}`));
-  const parts = [element("h2", {}, `${m.number} ${m.name}`, ...aliases)];
+  const parts = [element("h2", {}, `${m.number} ${m.name}`, ...aliases), element("p", { id: "breaks" })];
   if (m.command) parts.push(element("pre", { id: "command" }, m.command), copyButton(m.command));
   else parts.push(element("p", {}, m.why_not));
   parts.push(element("dl", {}, ...facts));
@@ -229,6 +238,8 @@ function refresh() {
     d3.selectAll(`#charts g[aria-label=${mark}] > *`).classed("out", (i) => isOut.has(models[i]?.id))
       .classed("chosen", (i) => mark === "dot" && models[i] === chosen);
   }
+  if (byId("breaks")) byId("breaks").textContent = isOut.has(chosen.id) ? "It breaks your limits." : "";
+  byId("reset").hidden = !LIMITS.some(({ limit = null }) => limit !== null);
   const members = models.filter((m) => m.isMember);
   byId("count").textContent = `${members.filter(fits).length} of ${members.length} members fit the limits. `
     + "Choose one in a chart or in the table. Dots are members, crosses are references, bars are 95 % intervals. "
@@ -245,6 +256,7 @@ function drawStudies() {
 }
 
 LIMITS.forEach(addLimit);
+byId("reset").addEventListener("click", () => LIMITS.forEach((limit) => limit.set(null)));
 drawStudies();
 if (models.length) {
   drawTable();

@@ -72,6 +72,18 @@ def test_the_targets_limits_are_set_from_the_beginning(browser: Chrome, front: d
     assert slow and set(names(browser, "#models tr.out")) == slow
 
 
+def test_a_chosen_model_that_breaks_a_limit_says_so_and_limits_are_lifted(
+    browser: Chrome, front: dict[str, Any], tmp_path: Path
+) -> None:
+    opened(browser, write_page([front], tmp_path / "front.html"))
+    reset, card = browser.find_element(By.ID, "reset"), browser.find_element(By.ID, "card")
+    assert not reset.is_displayed() and "breaks" not in card.text
+    browser.find_element(By.ID, "params-limit").send_keys("1")
+    assert "It breaks your limits" in card.text
+    reset.click()
+    assert "breaks" not in card.text and not found(browser, "tr.out") and not reset.is_displayed()
+
+
 def test_the_table_sorts_both_ways(browser: Chrome, front: dict[str, Any], tmp_path: Path) -> None:
     opened(browser, write_page([front], tmp_path / "front.html"))
     by_eer = sorted(front["members"] + front["references"], key=lambda model: model["scores"]["test_eer"])
@@ -172,7 +184,9 @@ def test_words_of_a_study_are_words_and_nothing_is_asked_of_a_network(
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_a_page_is_small_and_a_study_is_shown_once(front: dict[str, Any]) -> None:
+def test_a_page_is_small_and_a_study_is_shown_once(front: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot write"):
+        write_page([front], tmp_path / "nowhere" / "front.html")
     assert len(page([front]).encode()) < LIMIT_BYTES / 2
     with pytest.raises(ValueError, match="real-edge was given more than once"):
         page([front, front])
