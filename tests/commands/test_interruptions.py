@@ -152,7 +152,7 @@ def test_ray_that_dies_is_said_in_a_line(part: str, on_known_machine: Path, tiny
 NO_WORKERS = """
 from nas.worker import cluster, presence
 cluster._interpreter = lambda: {"py_executable": "/nowhere/python"}
-presence.PATIENCE = 3.0
+presence.PATIENCE = 15.0
 from nas.cli.main import main
 main()
 """

@@ -182,6 +182,10 @@ def mlflow_pages(searched: tuple[Path, str]) -> Iterator[str]:
     with subprocess.Popen(command, cwd=searched[0], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
         shown = next(line for line in server.stdout if "small: http" in line)
+        for _ in range(600):  # a server that starts
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.5)
         yield shown.split("small: ")[1].strip()
         server.terminate()
 
@@ -190,14 +194,14 @@ def seen(browser: Any, address: str, *texts: str) -> str:
     """The text of a page once it shows `texts`; fails with what it shows instead."""
     from selenium.webdriver.common.by import By
 
-    browser.get("about:blank")
-    for _ in range(240):  # a server that starts, a page that loads
-        with suppress(Exception):
-            if browser.current_url == "about:blank" or "chrome-error" in browser.current_url:
-                browser.get(address)
+    browser.get("about:blank")  # else an address of the same page but for what follows # loads nothing
+    browser.get(address)
+    body = ""
+    for _ in range(240):
+        with suppress(Exception):  # an element that the page is just replacing
             body = str(browser.find_element(By.TAG_NAME, "body").text)
-            if all(text in body for text in texts):
-                return body
+        if all(text in body for text in texts):
+            return body
         time.sleep(0.5)
     raise AssertionError(f"{address} shows {body!r}")
 
@@ -205,6 +209,7 @@ def seen(browser: Any, address: str, *texts: str) -> str:
 def test_mlflows_pages_serve_picking(mlflow_pages: str, front: Mapping[str, Any], browser: Any) -> None:
     """The experiment opens on its members' runs; run, version and front page show what one picks by."""
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 1900, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
@@ -212,10 +217,10 @@ def test_mlflows_pages_serve_picking(mlflow_pages: str, front: Mapping[str, Any]
     knee = next(member for member in front["members"] if "knee" in member["aliases"])
     runs = seen(browser, mlflow_pages, "Pick a model from the front", "test_keyword_error", "latency_ms", knee["name"])
     assert "Traces" not in runs.split("Runs")[0] and "teacher" not in runs.split("Run Name")[1]
-    browser.find_element(By.PARTIAL_LINK_TEXT, "Pick a model from the front").click()
-    server = mlflow_pages.split("/#/")[0]
-    seen(browser, browser.current_url, "front.html")
-    browser.switch_to.frame(browser.find_element(By.CSS_SELECTOR, "iframe"))
+    server, link = mlflow_pages.split("/#/")[0], browser.find_element(By.PARTIAL_LINK_TEXT, "Pick a model from the front")
+    seen(browser, link.get_attribute("href"), "front.html")
+    frame = WebDriverWait(browser, 120).until(lambda page: page.find_element(By.CSS_SELECTOR, "iframe"))
+    browser.switch_to.frame(frame)
     assert "members fit the limits" in browser.find_element(By.ID, "count").text
     browser.switch_to.default_content()
     seen(browser, f"{server}/#/models/small", "Pick a model from the front", "srlnas.latency")

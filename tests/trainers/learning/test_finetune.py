@@ -227,6 +227,7 @@ def test_a_front_end_of_rate_zero_stays(tiny_corpus: Corpus) -> None:
 @pytest.mark.parametrize("depth", [0, 1])
 def test_broadcast_blocks_have_a_rate_of_their_own(depth: int, tiny_corpus: Corpus) -> None:
     """And so has all of a student that has nothing else."""
+    torch.manual_seed(0)
     layers: dict[str, Any] = {"width": 16, "heads": (2,), "ffn_dims": (16,), "kept_layers": (1,)}
     a = Architecture(front_end="bc", front_width=32, frame_stride=1, **layers) if depth else front_alone("bc", 32)
     built = Student(a, GEOMETRY, ("fall", "flat", "rise"), heads="every state", is_folded=False)
@@ -234,7 +235,8 @@ def test_broadcast_blocks_have_a_rate_of_their_own(depth: int, tiny_corpus: Corp
     tuned(built, tiny_corpus, 2, bc_rate=1e-7, rate=1e-3)
     moved = {name for name, value in built.named_parameters() if (value - before[name]).abs().max() > 1e-5}
     rest = {name for name in before if not name.startswith("encoder.front.")}
-    assert not moved if not depth else moved == rest
+    unmoved = {name for name in before if name.endswith("attention.k.bias")}  # softmax leaves it nothing but rounding to learn from
+    assert moved - unmoved == (rest - unmoved if depth else set())
 
 
 def test_distillation_that_is_kept_on_keeps_the_student_near_its_teacher(
