@@ -156,7 +156,7 @@ def make_plan(config: StudyConfig, budget: Budget, spent: float, pace: Pace, siz
     lengths = tutoring(config, resources, pace, sizes)
     short = max((steps for steps in lengths if lengths[steps] <= TUTOR_SHARE * left), default=0)
     plan = _plan(config, budget, spent, pace, sizes, (short, lengths.get(short, 0.0)))
-    if short >= plan.full_steps or plan.candidates == 1:
+    if not 0 < short < plan.full_steps or plan.candidates == 1:
         return plan
     standing = min((steps for steps in lengths if steps >= plan.full_steps), default=0)
     seconds = lengths.get(standing, math.inf)
