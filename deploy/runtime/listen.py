@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass
 class Spent:
-    """What a stream cost."""
+    """What a stream cost: seconds of it, windows heard and skipped, CPU-seconds of all that was done; and what its samples were."""
 
     heard: float = 0.0
     windows: int = 0
@@ -95,20 +95,20 @@ def events(
     spent: Spent,
 ) -> Iterator[dict[str, Any]]:
     """hops: of `settings.hop` seconds each, one after another. Yields an event as soon as it is heard."""
+    began = time.process_time()
     rate, window = manifest["sample_rate"], np.zeros(manifest["window"], np.float32)
     gate, recent, last = Gate(rate, settings.margin), deque[tuple[Samples, Samples]](maxlen=settings.smooth), dict[str, float]()
     for hop in hops:
         window = np.concatenate([window, hop])[-len(window) :]
-        spent.heard += len(hop) / rate
+        spent.heard, spent.seconds = spent.heard + len(hop) / rate, time.process_time() - began
         spent.clipped += int((np.abs(hop) >= 1 - 1 / FULL_SCALE).sum())
         spent.loudest = max(spent.loudest, float(np.abs(hop).max(initial=0)))
         if not gate.is_open(hop, window):
             spent.skipped += 1
             recent.clear()
             continue
-        began = time.process_time()
         recent.append(classify(session, window[None]))
-        spent.seconds, spent.windows = spent.seconds + time.process_time() - began, spent.windows + 1
+        spent.windows += 1
         shares, embedding = (np.mean([found[i] for found in recent], 0) for i in (0, 1))
         keyword, probability = labels[int(shares.argmax())], float(shares.max())
         if len(recent) < settings.smooth or probability < settings.threshold or keyword.startswith("_"):

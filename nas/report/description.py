@@ -5,7 +5,6 @@ from typing import Any
 
 from nas.report.front import Member
 from nas.report.page import card, export_command
-from nas.report.table import interval
 
 Front = Mapping[str, Any]
 
@@ -41,14 +40,13 @@ def in_a_line(front: Front, member: Member) -> str:
 
 def version_tags(front: Front, member: Member) -> dict[str, str]:
     """What a list of versions shows of each, rounded and with units. With the model's id they are eight at most."""
-    scores, prefix = member["scores"], "test_" if front["split"] == "test" else ""
-    error, eer = ([scores[f"{prefix}{name}{end}"] for end in ("", "_low", "_high")] for name in ("keyword_error", "eer"))
+    facts = dict(card(front, member))
     return {
-        "accuracy": f"{interval(100 - error[0], 100 - error[2], 100 - error[1])} %",
-        "eer": f"{interval(*eer)} %",
+        "accuracy": f"{facts['accuracy, %']} %",
+        "eer": f"{facts['EER, %']} %",
         "latency": f"{member['latency_ms']:.2f} ms, {member['latency_kind']} on {(front.get('target') or {}).get('name')}",
         "params": f"{member['params'] / 1e6:.2f} M",
-        **({"memory": f"{scores['memory_bytes'] / 1e6:.0f} MB"} if "memory_bytes" in scores else {}),
+        **({"memory": f"{member['scores']['memory_bytes'] / 1e6:.0f} MB"} if "memory_bytes" in member["scores"] else {}),
         **({"synthetic": "True"} if front["synthetic"] else {}),
         **({"tuned_from": front["tuned_from"]["model"]} if "tuned_from" in front else {}),
     }

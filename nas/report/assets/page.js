@@ -171,9 +171,10 @@ function mark(m) {
   return element("span", { style: `color: ${m.isMember ? colour(m.study) : GREY}` }, m.isMember ? "\u25CF" : "\u00D7");
 }
 
+const aliasesOf = (m) => m.aliases.map((alias) => element("span", { class: "alias" }, ` ${alias}`));
+
 function nameCell(m) {
-  const aliases = m.aliases.map((alias) => element("span", { class: "alias" }, ` ${alias}`));
-  return element("td", { class: "text" }, element("button", { type: "button" }, m.name), ...aliases);
+  return element("td", { class: "text" }, element("button", { type: "button" }, m.name), ...aliasesOf(m));
 }
 
 // --- the chosen model
@@ -188,8 +189,7 @@ function choose(m) {
 function drawCard() {
   const m = chosen;
   const facts = m.card.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]);
-  const aliases = m.aliases.map((alias) => element("span", { class: "alias" }, ` ${alias}`));
-  const parts = [element("h2", {}, `${m.number} ${m.name}`, ...aliases), element("p", { id: "breaks" })];
+  const parts = [element("h2", {}, `${m.number} ${m.name}`, ...aliasesOf(m)), element("p", { id: "breaks" })];
   if (m.command) parts.push(element("pre", { id: "command" }, m.command), copyButton(m.command));
   else parts.push(element("p", {}, m.why_not));
   parts.push(element("dl", {}, ...facts));
