@@ -41,6 +41,7 @@ from trainers.networks.student import Student
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = "tests/trainers/learning/test_on_a_gpu.py"  # those that need no more than this benchmark
 TOLERANCE = 0.03  # of a loss, relative: bfloat16 against float32
+WARMING = 2  # steps
 WINDOWS = 512  # of cached teacher states
 COMPARED_STEPS, COMPARED_BATCH = 3, 4
 Task = Literal["distillation", "joint tuning"]
@@ -111,24 +112,25 @@ def trainer(bench: Bench, task: Task, batch: int) -> Callable[[int], list[float]
     return train
 
 
-def speed(bench: Bench, work: Callable[[], object], clips: int, flops: int) -> dict[str, float | None]:
-    """work: of so many clips, each of so many FLOPs; done once before, to warm up."""
-    work()
+def speed(bench: Bench, work: Callable[[int], object], steps: int, clips: int, flops: int) -> dict[str, float | None]:
+    """work: of so many steps, each of so many clips of so many FLOPs; a few are done before, to warm up."""
+    work(WARMING)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = timed(bench.device, work)
+    seconds = timed(bench.device, lambda: work(steps))
     peak = peak_flops(bench.device)
     memory = torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else None
-    return {"clips_per_second": clips / seconds, "utilisation": peak and clips * flops / seconds / peak, "memory_gb": memory}
+    rate = steps * clips / seconds
+    return {"clips_per_second": rate, "utilisation": peak and rate * flops / peak, "memory_gb": memory}
 
 
 def forwards(bench: Bench) -> dict[str, Any]:
     """The teacher's, by batch."""
     found = {}
     for batch in bench.size.batches:
-        audio, steps = 0.1 * torch.randn(batch, WINDOW, device=bench.device), 2 * bench.size.steps
-        work = functools.partial(_repeat, functools.partial(teacher_states, bench.targets.teacher, audio), steps)
-        found[str(batch)] = speed(bench, work, batch * steps, 2 * bench.macs(bench.size.teacher))
+        audio = 0.1 * torch.randn(batch, WINDOW, device=bench.device)
+        work = functools.partial(_repeat, functools.partial(teacher_states, bench.targets.teacher, audio))
+        found[str(batch)] = speed(bench, work, 2 * bench.size.steps, batch, 2 * bench.macs(bench.size.teacher))
     bench.targets.teacher.encoder.cpu()
     return found
 
@@ -142,8 +144,8 @@ def trainings(bench: Bench, task: Task) -> dict[str, Any]:
     """By batch. A step of joint tuning hears two batches."""
     found, heard = {}, 1 if task == "distillation" else 2
     for batch in bench.size.batches:
-        work = functools.partial(trainer(bench, task, batch), bench.size.steps)
-        found[str(batch)] = speed(bench, work, heard * batch * bench.size.steps, 6 * bench.macs(bench.architecture))
+        work = trainer(bench, task, batch)
+        found[str(batch)] = speed(bench, work, bench.size.steps, heard * batch, 6 * bench.macs(bench.architecture))
     return found
 
 
