@@ -1,4 +1,5 @@
-"""What one card gives: `make bench-gpu` runs it in eight minutes at most, and writes build/bench/gpu.json.
+"""What one card gives: `make bench-gpu` runs it in eight minutes at most, and writes build/bench/gpu.json,
+anew after each part.
 
 Teacher's forward, distillation and joint tuning at several batches: clips a second and model FLOPs utilisation. Losses beside those
 of the CPU in float32. One student against several at once, each in a process of its own. Compiled against not. The tests that need
@@ -239,8 +240,16 @@ def gpu_tests() -> dict[str, Any]:
     return {"exit": done.returncode, "said": lines[-1] if lines else ""}
 
 
-def report(bench: Bench, folder: Path) -> dict[str, Any]:
-    began, found = time.monotonic(), dict[str, Any]()
+def report(bench: Bench, folder: Path, out: Path) -> None:
+    """Written anew after each part: a machine that is only lent may be gone before the last."""
+    began = time.monotonic()
+    found: dict[str, Any] = {
+        "device": device_name(bench.device),
+        "precision": "bfloat16" if precision.autocast(bench.device)._enabled else "float32",
+        "torch": torch.__version__,
+        "teacher_macs": bench.macs(bench.size.teacher),
+        "student_macs": bench.macs(bench.architecture),
+    }
     parts: Mapping[str, Callable[[], Any]] = {
         "teacher_forward": lambda: forwards(bench),
         "streams_clips_per_second": lambda: streams(bench),
@@ -252,17 +261,9 @@ def report(bench: Bench, folder: Path) -> dict[str, Any]:
         "gpu_tests": gpu_tests,
     }
     for name, measure in parts.items():
-        found[name] = measure()
-        print(f"{name}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
-    return {
-        "device": device_name(bench.device),
-        "precision": "bfloat16" if precision.autocast(bench.device)._enabled else "float32",
-        "torch": torch.__version__,
-        "teacher_macs": bench.macs(bench.size.teacher),
-        "student_macs": bench.macs(bench.architecture),
-        "seconds": time.monotonic() - began,
-        **found,
-    }
+        found |= {name: measure(), "seconds": time.monotonic() - began}
+        out.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"{json.dumps({name: found[name]})}\n{name}: {found['seconds']:.0f} s so far", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -275,11 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.trainee:
         be_a_trainee(open_bench(size, asked.trainee, device))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        content = report(open_bench(size, Path(folder), device), Path(folder))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(content, indent=2))
+    with tempfile.TemporaryDirectory() as folder:
+        report(open_bench(size, Path(folder), device), Path(folder), asked.out)
+    print(asked.out.read_text())
 
 
 if __name__ == "__main__":
