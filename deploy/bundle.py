@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,13 +53,15 @@ def write_bundle(
     latency: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     voice_thresholds: Sequence[Mapping[str, Any]] = (),
+    listening: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Exports a student's folder to the new folder `out`, which appears only when it is complete.
 
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
-    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values.
+    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values. listening: a function of the bundle
+    that is complete but for them, which gives further entries of its manifest (`deploy.hearing`).
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
     """
@@ -74,12 +76,15 @@ def write_bundle(
         "latency": latency and {**latency, **_conditions(target)},
         "provenance": dict(provenance or {}),
         "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
+        "keyword_thresholds": [],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.{os.getpid()}"
     try:
         unfinished.mkdir()
-        _fill(unfinished, student, target.window, clips, manifest)
+        manifest = _fill(unfinished, student, target.window, clips, manifest)
+        if listening:
+            _seal(unfinished, {**manifest, **listening(unfinished)})
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -158,7 +163,8 @@ def _conditions(target: Target) -> dict[str, Any]:
     return {"target": target.name, "threads": target.threads, "precision": target.precision, "window": target.window}
 
 
-def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest: dict[str, Any]) -> None:
+def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the manifest, which now says how the file answers."""
     export_onnx(student, folder / "model.onnx", window)
     result = parity(student, folder / "model.onnx", clips)
     if not result.ok:
@@ -167,13 +173,21 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
     _write_json(folder / "labels.json", list(student.keywords))
     for script in SCRIPTS:
         shutil.copyfile(RUNTIME / script, folder / script)
+    probe = answers(folder / "model.onnx", window)
+    manifest = {**manifest, "parity": dataclasses.asdict(result), "probe": probe}
+    _seal(folder, manifest)
+    return manifest
+
+
+def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the card and the manifest, with the hashes of all other files."""
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_FILE
     }
-    probe = answers(folder / "model.onnx", window)
-    _write_json(folder / MANIFEST_FILE, {**manifest, "parity": dataclasses.asdict(result), "probe": probe, "files": files})
+    _write_json(folder / MANIFEST_FILE, {**manifest, "files": files})
 
 
 def _refusal(result: Parity) -> str:

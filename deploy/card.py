@@ -44,6 +44,7 @@ def card(manifest: Manifest) -> str:
     parts = {
         "Tested": list(_tested(manifest["scores"])),
         "Where it fails": list(_fails(manifest)),
+        "Keywords in a stream": list(keyword_lines(manifest)),
         "Voices": list(_voices(manifest["voice_thresholds"])),
         "Latency": list(_latency(manifest.get("latency"))),
         "What it may be used for": list(_licences(manifest["provenance"])),
@@ -77,7 +78,40 @@ def _fails(manifest: Manifest) -> Iterator[str]:
             corpus = worst(found, key=lambda name: found[name])
             yield f"- It is worst on {corpus}: {_name(kind)} {found[corpus]:.1f} %."
     yield f"- It knows its keywords alone, and takes other words for them{unknown}."
-    yield "- The threshold of `listen.py` for keywords was not chosen on other speech: raise `--threshold` where it errs."
+    if not any("keywords" in entry for entry in manifest.get("keyword_thresholds", ())):
+        yield "- The threshold of `listen.py` for keywords was not chosen on other speech: raise `--threshold` where it errs."
+
+
+def keyword_lines(manifest: Manifest) -> Iterator[str]:
+    """Which rates of false alarms its thresholds support, and what a stream of test speakers showed of them. A line each."""
+    shown = {entry["chosen_for"]: entry for entry in manifest.get("stream", ())}
+    for entry in manifest.get("keyword_thresholds", ()):
+        rate = entry["false_alarms_an_hour"]
+        if "unsupported" in entry:
+            yield f"- {rate:g} false alarms an hour of each keyword: unsupported, {entry['unsupported']}."
+            continue
+        missed = [own["missed"] for own in entry["keywords"].values() if own["missed"] is not None]
+        chosen = f"{sum(missed) / len(missed):.1f} % of validation words are missed" if missed else "no validation word tells more"
+        heard = f"over {entry['hours_of_negatives']:g} hours of other speech"
+        yield f"- {rate:g} false alarms an hour of each keyword, {heard}: {chosen}."
+        if rate in shown:
+            yield from _stream(shown[rate])
+
+
+def _stream(shown: Mapping[str, Any]) -> Iterator[str]:
+    missed, alarms, delay = shown["missed"], shown["false_alarms_an_hour"], shown["delay_ms"]
+    yield (
+        f"  {shown['hours']:.2g} hours of test speakers in noise, {shown['words']} words: {_interval(missed)} % missed, "
+        f"{_interval(alarms)} false alarms an hour of all keywords together"
+        + (f", {delay['median']} ms after a word's end ({delay['ninth_decile']} in a tenth of cases)." if delay else ".")
+    )
+    levels = [f"{own['value']:.0f} % at {snr} dB" for snr, own in shown["missed_by_snr_db"].items() if own]
+    if levels:
+        yield f"  Missed by signal-to-noise ratio: {', '.join(levels)}."
+
+
+def _interval(rate: Mapping[str, float] | None) -> str:
+    return f"{rate['value']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "-"
 
 
 def _voices(thresholds: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,7 @@
     python listen.py recording.wav       a recording
     arecord -q -t raw -f S16_LE -r 16000 -c 1 | python listen.py -     raw PCM or WAV on standard input
 
-    {"time": 12.4, "keyword": "yes", "probability": 0.981, "speaker": "ada", "similarity": 0.74}
+    {"time": 12.4, "keyword": "yes", "probability": 0.9812, "speaker": "ada", "similarity": 0.74}
 
 time: seconds of the stream, at the end of what was heard. speaker: a voice of `voices.json`, which `enrol.py` makes, or unknown.
 Lies beside classify.py, model.onnx, labels.json and manifest.json. Needs numpy and onnxruntime alone.
@@ -37,14 +37,16 @@ FULL_SCALE = 32768
 @dataclass(frozen=True)
 class Settings:
     """hop: seconds between windows. margin: decibels above the room's own noise from which a window is heard at all. smooth:
-    windows whose mean decides. refractory: seconds after an event in which its keyword is no new one. threshold: a keyword's
-    probability. voice: the similarity from which a voice is known."""
+    windows whose mean decides. refractory: seconds after an event in which its keyword is no new one. threshold: the probability
+    from which a keyword is told, `thresholds`: those of the keywords that have one of their own. voice: the similarity from which a
+    voice is known."""
 
     hop: float = 0.1
     margin: float = 6.0
     smooth: int = 4  # 0.4 s, a word's length: fewer false alarms at as many words heard than 0.1 to 0.3 s
     refractory: float = 1.0
     threshold: float = 0.9
+    thresholds: dict[str, float] = field(default_factory=dict)
     voice: float = 1.0
 
 
@@ -111,14 +113,15 @@ def events(
         spent.windows += 1
         shares, embedding = (np.mean([found[i] for found in recent], 0) for i in (0, 1))
         keyword, probability = labels[int(shares.argmax())], float(shares.max())
-        if len(recent) < settings.smooth or probability < settings.threshold or keyword.startswith("_"):
+        threshold = settings.thresholds.get(keyword, settings.threshold)
+        if len(recent) < settings.smooth or probability < threshold or keyword.startswith("_"):
             continue
         if spent.heard - last.get(keyword, -np.inf) >= settings.refractory:
             speaker, similarity = whose(embedding, voices, settings.voice)
             yield {
                 "time": round(spent.heard, 2),
                 "keyword": keyword,
-                "probability": round(probability, 3),
+                "probability": round(probability, 4),
                 "speaker": speaker,
                 "similarity": similarity,
             }
@@ -220,7 +223,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--margin", type=float, default=default.margin, help="decibels above the room's noise to be heard at all")
     parser.add_argument("--smooth", type=int, default=default.smooth, help="windows whose mean decides")
     parser.add_argument("--refractory", type=float, default=default.refractory, help="seconds until a keyword is a new one")
-    parser.add_argument("--threshold", type=float, default=default.threshold, help="a keyword's probability")
+    parser.add_argument("--false-alarms", type=float, help="an hour, of each keyword; default: the fewest that the manifest has")
+    parser.add_argument("--threshold", type=float, help="of every keyword's probability, instead of the manifest's")
     parser.add_argument("--voice-threshold", type=float, help=f"a voice's; default: {LISTENING:g} %% of others are taken for it")
     parser.add_argument("--model-folder", type=Path, default=Path(__file__).parent, help="default: this script's folder")
     parser.add_argument("--voices", type=Path, help=f"default: {VOICES_FILE} in the model's folder, where it is")
@@ -238,7 +242,8 @@ def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voi
         margin=arguments.margin,
         smooth=arguments.smooth,
         refractory=arguments.refractory,
-        threshold=arguments.threshold,
+        threshold=Settings.threshold if arguments.threshold is None else arguments.threshold,
+        thresholds={} if arguments.threshold is not None else keyword_thresholds(manifest, arguments.false_alarms),
         voice=Settings.voice if voice is None else voice,
     )
     longest = manifest["window"] / manifest["sample_rate"]
@@ -247,6 +252,22 @@ def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voi
     if settings.smooth < 1 or not 0 <= settings.threshold <= 1 or not settings.refractory >= 0 or not settings.margin >= 0:
         raise ValueError("--smooth is at least 1, --threshold from 0 to 1, --refractory and --margin at least 0")
     return settings
+
+
+def keyword_thresholds(manifest: dict[str, Any], rate: float | None) -> dict[str, float]:
+    """Of each keyword, for a rate of false alarms an hour; None: the lowest one that the manifest supports, if any.
+
+    Raises ValueError for a rate that it does not support."""
+    stated = {
+        entry["false_alarms_an_hour"]: entry["keywords"] for entry in manifest.get("keyword_thresholds", ()) if "keywords" in entry
+    }
+    if rate is None and not stated:
+        return {}
+    if rate is not None and rate not in stated:
+        known = ", ".join(f"{known:g}" for known in stated) or "none"
+        raise ValueError(f"--false-alarms is {rate:g}; the manifest has thresholds for: {known}; or give --threshold")
+    chosen = stated[min(stated) if rate is None else rate]
+    return {name: np.inf if entry["threshold"] is None else entry["threshold"] for name, entry in chosen.items()}
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shlex
 import sys
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.cli.data import data_app
+from nas.cli.export import export, verify
 from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, read_recipe, study_inputs
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
@@ -29,6 +29,8 @@ app.add_typer(teacher_app, name="teacher")
 app.add_typer(profile_app, name="profile")
 app.command()(reproduce)
 app.command()(tune)
+app.command()(export)
+app.command()(verify)
 
 
 @app.callback()
@@ -192,41 +194,6 @@ def front(
             typer.echo(json.dumps(content, indent=2))
         else:
             print_front(content)
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="A run id, models:/name@alias or models:/name/version.")],
-    name: Annotated[str | None, typer.Option(help="Folder below deploy/exports/; default: the model's name and version.")] = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Export a model for its device, checked against the trained student on real clips."""
-    from deploy.bundle import manifest_hash
-    from nas.report.publish import export_model
-    from nas.tracking.connection import default_tracking_uri
-
-    bundle = export_model(model, name, tracking_uri or default_tracking_uri(), Path("deploy/exports"))
-    parity = bundle.manifest["parity"]
-    difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
-    typer.echo(
-        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
-        f"at most {difference:.1e} over {parity['clips']} clips\nmanifest.json has the hash {manifest_hash(bundle.folder)}\n"
-        "check it on a clip of your own:"
-    )
-    typer.echo(f"  {shlex.join([sys.executable, f'{bundle.folder}/classify.py', 'CLIP.wav'])}")
-
-
-@app.command()
-def verify(bundle: Annotated[Path, typer.Argument(help="Folder of an export.")]) -> None:
-    """Check an export: hashes of all files, and that its model answers here as it did when it was exported."""
-    from deploy.bundle import check_answers, manifest_hash, verify_bundle
-
-    checked = verify_bundle(bundle)
-    off = check_answers(checked)
-    typer.echo(
-        f"{bundle}: {len(checked.manifest['files'])} files as manifest.json has them; the model answers as recorded, within "
-        f"{off:.1e}\nmanifest.json has the hash {manifest_hash(bundle)}: compare it with what the export printed"
-    )
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """The mirror in MLflow: finals as runs, front members as models and registered versions with their aliases."""
 
+import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
+from deploy.hearing import Speech, listening
 from deploy.target import load_target
 from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
@@ -144,9 +146,16 @@ def parity_clips(context: Context) -> np.ndarray[Any, np.dtype[np.int16]]:
     return np.round(np.stack(cuts) * FULL_SCALE).astype(np.int16)
 
 
-def export_model(model: str, name: str | None, tracking_uri: str, exports: Path) -> Bundle:
+def export_model(
+    model: str,
+    name: str | None,
+    tracking_uri: str,
+    exports: Path,
+    speech_of: Callable[[Mapping[str, Any]], Speech | None] = lambda provenance: None,
+) -> Bundle:
     """Fetches a model from MLflow and writes it as a bundle below `exports`.
 
+    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen.
     Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -156,6 +165,7 @@ def export_model(model: str, name: str | None, tracking_uri: str, exports: Path)
             content = json.loads((resolved.folder / MODEL_FILE).read_text())
         except FileNotFoundError:
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
+        speech = speech_of(content["provenance"])
         clips = np.load(resolved.folder / CLIPS_FILE, allow_pickle=False).astype(np.float32) / FULL_SCALE
         return write_bundle(
             resolved.folder,
@@ -167,4 +177,5 @@ def export_model(model: str, name: str | None, tracking_uri: str, exports: Path)
             latency=content["latency"],
             provenance=content["provenance"],
             voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
+            listening=functools.partial(listening, speech=speech) if speech else None,
         )

@@ -243,6 +243,14 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     command = shlex.split(shown.strip().splitlines()[-1].replace("CLIP.wav", "clip.wav"))
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert said.split()[0] in manifest["labels"]
+    assert "- 0.1 false alarms an hour of each keyword: unsupported" in shown
+    assert [entry["false_alarms_an_hour"] for entry in manifest["keyword_thresholds"]] == [10.0, 1.0, 0.1]
+    refused = srlnas(folder, "export", knee["run_id"], "--name", "other", "--negatives", "room.wav", check=False)
+    assert refused.returncode == 2 and "there is no recording room.wav" in refused.stderr
+    elsewhere = ("--tracking-uri", f"sqlite:///{folder}/srlnas.db", "--name", "other")
+    (folder / "elsewhere").mkdir()
+    shown = srlnas(folder / "elsewhere", "export", knee["run_id"], *elsewhere).stdout
+    assert "no thresholds are chosen for keywords: there is no study 'small' in studies/" in shown
     refused = srlnas(folder, "export", knee["run_id"], "--name", "mine", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
 

@@ -21,6 +21,8 @@ from deploy.bundle import write_bundle
 from deploy.target import load_target
 from search_spaces.architecture import Architecture, Geometry
 from trainers.networks.student import Student, save_student
+from trainers.scoring.alarms import Heard
+from trainers.scoring.streams import recording
 
 RATE, WINDOW = 16_000, 16_080
 LABELS = ["_unknown_", "low", "high"]
@@ -74,6 +76,26 @@ def test_each_keyword_is_one_event_at_its_time() -> None:
 def test_a_keyword_that_goes_on_is_one_event_and_one_said_again_is_another() -> None:
     assert len(heard(stream((1, 0), (5, 300), (1, 0)))[0]) == 1
     assert len(heard(stream((1, 0), (1, 300), (3, 0), (1, 300), (1, 0)))[0]) == 2
+
+
+@given(st.integers(2000, 9900), st.sampled_from([0.3, 1.0, 2.5]))
+def test_thresholds_are_chosen_by_the_rule_that_tells_events(drawn: int, refractory: float) -> None:
+    """What was heard without a threshold, and then cut at one, is what the script tells at that one."""
+    threshold = (drawn + 0.5) / 10_000  # between two probabilities as they are written
+    samples = stream((1, 300), (2, 0), (0.4, 2000), (1, 300), (3, 2000), (0.6, 0), (0.5, 300), (2, 0), noise=0.3)
+    told = heard(samples, threshold=threshold, refractory=refractory)[0]
+    every = heard(samples, threshold=0.0, refractory=0.0)[0]
+    times, words, shares = (np.array([event[name] for event in every]) for name in ("time", "keyword", "probability"))
+    found = Heard(stream=recording(np.zeros(1, np.int16)), times=times, keywords=words, probabilities=shares)
+    for word in ("low", "high"):
+        expected = [event["time"] for event in told if event["keyword"] == word]
+        assert found.events(word, threshold, refractory).tolist() == expected
+
+
+def test_a_keyword_has_a_threshold_of_its_own() -> None:
+    samples = stream((2, 0), (1, 300), (3, 0), (1, 2000), (2, 0))
+    found, _ = heard(samples, thresholds={"low": np.inf})
+    assert [event["keyword"] for event in found] == ["high"]
 
 
 def test_silence_costs_nothing() -> None:

@@ -83,12 +83,12 @@ class Augmentation:
             heard = np.stack([equalized(samples, self.equalizer_db, rng) for samples in heard])
         for row in np.flatnonzero(rng.random(len(windows)) < self.noise_share):
             level = 10 ** (-rng.uniform(*self.snr_db) / 20) * np.sqrt(np.mean(windows[row] ** 2))
-            heard[row] += self._noise(windows.shape[1], rng) * level
+            heard[row] += self.unit_noise(windows.shape[1], rng) * level
         for row in np.flatnonzero(rng.random(len(windows)) < self.mask_share):
             heard[row] = masked(heard[row], rng)
         return heard * gains.astype(np.float32)
 
-    def _noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
+    def unit_noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
         """(samples,) of unit loudness."""
         if self.noise is not None:
             row = int(rng.integers(len(self.noise)))

@@ -1,0 +1,96 @@
+"""An export hears streams, by its own `listen.py`: thresholds for its keywords are chosen on some, and scored on others."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainers.scoring.alarms import Heard, Thresholds, keyword_thresholds, scores
+from trainers.scoring.streams import SNR_DB, Stream, speech_streams
+from trainers.speech.corpora import Corpus
+
+FALSE_ALARMS = (10.0, 1.0, 0.1)  # an hour, of each keyword
+REFRACTORY = 1.0  # seconds, `listen.py`'s
+CHOSEN_SECONDS, SCORED_SECONDS, CURVE_SECONDS = 3 * 3600.0, 3600.0, 300.0  # of speech, at most
+CURVE_DB = (20.0, 10.0, 5.0, 0.0)
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """What an export is to hear. negatives: recordings in which no keyword is said. rates: of false alarms an hour. progress: hears
+    the seconds that were listened to, and those in all."""
+
+    corpus: Corpus
+    noise: Corpus | None
+    negatives: Sequence[Stream] = ()
+    rates: Sequence[float] = FALSE_ALARMS
+    progress: Progress | None = None
+
+
+def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
+    """Entries of a manifest. `keyword_thresholds`: chosen on validation speech and negatives, for each rate. `stream`: what they
+    show on the test split, by rate, and how many words are missed from one signal-to-noise ratio to the next.
+
+    bundle: complete but for them. Raises ValueError where the script fails.
+    """
+    labels = json.loads((bundle / "labels.json").read_text(encoding="utf-8"))
+    keywords = [label for label in labels if not label.startswith("_")]
+    corpus, noise = speech.corpus, speech.noise
+    validation = [*speech_streams(corpus, corpus.rows("val"), noise, seconds=CHOSEN_SECONDS), *speech.negatives]
+    chosen = keyword_thresholds(list(_hear(bundle, validation, speech.progress)), keywords, speech.rates, REFRACTORY)
+    stated = {
+        entry["false_alarms_an_hour"]: {keyword: own["threshold"] for keyword, own in entry["keywords"].items()}
+        for entry in chosen
+        if "keywords" in entry
+    }
+    return {"keyword_thresholds": chosen, "stream": _scored(bundle, speech, stated) if stated else [], "stream_noise_db": SNR_DB}
+
+
+def _scored(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) -> list[dict[str, Any]]:
+    """What the thresholds for each rate show on the test split, heard once."""
+    corpus, noise = speech.corpus, speech.noise
+    words = corpus.rows("test", with_keyword=True)
+    parts = [speech_streams(corpus, corpus.rows("test"), noise, seconds=SCORED_SECONDS)]
+    parts += [speech_streams(corpus, words, noise, seconds=CURVE_SECONDS, snr_db=(snr,)) for snr in CURVE_DB]
+    heard = _hear(bundle, [stream for part in parts for stream in part], speech.progress)
+    test, *levels = ([next(heard) for _ in part] for part in parts)
+    found = []
+    for rate, thresholds in stated.items():
+        missed = {f"{snr:g}": scores(level, thresholds, REFRACTORY)["missed"] for snr, level in zip(CURVE_DB, levels, strict=True)}
+        found.append({"chosen_for": rate, **scores(test, thresholds, REFRACTORY), "missed_by_snr_db": missed})
+    return found
+
+
+def _hear(bundle: Path, streams: Sequence[Stream], progress: Progress | None) -> Iterator[Heard]:
+    """In their order; as many at once as there are cores."""
+    total, done = sum(stream.seconds for stream in streams), 0.0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for heard in pool.map(lambda stream: hear(bundle, stream), streams):
+            done += heard.stream.seconds
+            if progress:
+                progress(done, total)
+            yield heard
+
+
+def hear(bundle: Path, stream: Stream) -> Heard:
+    """Every window's likeliest keyword. Raises ValueError where the script fails."""
+    command = [sys.executable, "-B", str(bundle / "listen.py"), "-", "--threshold", "0", "--refractory", "0"]
+    done = subprocess.run(command, input=stream.samples.astype("<i2").tobytes(), capture_output=True)
+    if done.returncode:
+        raise ValueError(f"{bundle}/listen.py failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    events: list[Mapping[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    return Heard(
+        stream=stream,
+        times=np.array([event["time"] for event in events], float),
+        keywords=np.array([event["keyword"] for event in events], object),
+        probabilities=np.array([event["probability"] for event in events], float),
+    )
