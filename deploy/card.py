@@ -138,6 +138,8 @@ def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:
     if teacher := provenance.get("teacher"):
         yield f"- It was distilled from the teacher {teacher['name']}, whose licence is: {teacher.get('licence', 'not stated')}."
     if (corpus := provenance.get("corpus")) and corpus["files"]:
-        yield f"- It learned from {', '.join(corpus['files'])}. The licence of this speech is not known: ask who recorded it."
+        for name, licence in (corpus.get("licences") or dict.fromkeys(corpus["files"])).items():
+            known = f"whose licence is: {licence}." if licence else "whose licence is not known: ask who recorded it."
+            yield f"- It learned from {name}, {known}"
     elif corpus:
         yield "- It learned from a demonstration corpus that espeak-ng spoke: it is not for use."

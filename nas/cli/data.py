@@ -31,11 +31,12 @@ def folder(
     out: Out,
     pattern: Annotated[str, typer.Option(help="Where keyword and speaker stand in a path.")] = "{keyword}/{speaker}_*.wav",
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    licence: Annotated[str | None, typer.Option(help="Of the speech, as an export's card is to name it.")] = None,
 ) -> None:
     """Import a folder of audio files; splits are speaker-disjoint and always the same."""
     from trainers.importing.importers import import_folder
 
-    _import(folder, out, lambda tick: import_folder(folder, pattern, out, seed=seed, progress=tick))
+    _import(folder, out, lambda tick: import_folder(folder, pattern, out, seed=seed, licence=licence, progress=tick))
 
 
 @import_app.command()

@@ -29,6 +29,7 @@ from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
 from trainers.scoring.thresholds import voice_thresholds
+from trainers.speech.corpora import stated_licences
 
 MODEL_FILE, CLIPS_FILE = "model.json", "clips.npy"
 PARITY_CLIPS = 32
@@ -126,7 +127,11 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "candidate": member["candidate"],
             "run_id": member["run_id"],
             "teacher": {"name": context.teacher.name, "digest": context.teacher.digest, "licence": context.teacher.licence},
-            "corpus": {"files": [Path(path).name for path in context.study.config.data], "digest": context.corpus.digest},
+            "corpus": {
+                "files": [Path(path).name for path in context.study.config.data],
+                "digest": context.corpus.digest,
+                "licences": stated_licences(context.corpus) if context.study.config.data else {},
+            },
             "steps": member["steps"],
             "seed": context.study.config.seed,
             "srlnas": version("srlnas"),

@@ -105,7 +105,10 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         synthetic=False,
         scores=rates,
         latency={"milliseconds": 2.0, "low": 1.9, "high": 2.2, "how": "calibrated"},
-        provenance={"teacher": {"name": "mini", "licence": "mit"}, "corpus": {"files": ["a.parquet", "b.parquet"]}},
+        provenance={
+            "teacher": {"name": "mini", "licence": "mit"},
+            "corpus": {"files": ["a.parquet", "b.parquet"], "licences": {"a": "CC BY 4.0", "b": None}},
+        },
         voice_thresholds=[
             {"false_acceptance": 1.0, "unsupported": "9 trials of different speakers; 300 are needed"},
             {"false_acceptance": 5.0, "threshold": 0.5, "missed": 9.0},
@@ -118,7 +121,8 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "worst on phone: EER 15.0 %",
         "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
         "teacher mini, whose licence is: mit",
-        "a.parquet, b.parquet. The licence of this speech is not known",
+        "learned from a, whose licence is: CC BY 4.0.",
+        "learned from b, whose licence is not known: ask who recorded it.",
         "1 % of other voices are taken for the enrolled one: unsupported, 9 trials",
         "from a similarity of 0.500 on; 9 % of its own clips are missed",
     ):

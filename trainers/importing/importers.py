@@ -29,6 +29,7 @@ def import_folder(
     seed: int = 0,
     val_share: float = 0.15,
     test_share: float = 0.15,
+    licence: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Writes the files of `folder` whose relative path matches `pattern` to the corpus `out`, as they are, not decoded.
@@ -38,7 +39,7 @@ def import_folder(
     No speaker is in two splits (without `{speaker}`: no content); `split_groups` says how they are drawn. Of equal files the
     first stays. Any rate and number of channels will do; the report counts those that are converted when they are decoded. Links to
     files and folders are followed; what an operating system left there, and links that lead nowhere, are named in the report.
-    An interrupted call goes on when it is repeated.
+    licence: of the files, where it is known. An interrupted call goes on when it is repeated.
     Raises ValueError when the output exists, the folder is missing, the pattern has an unknown field or matches nothing, there
     is only one keyword, there are fewer than 3 speakers, or more than 1 % of the files are unreadable, empty or silent.
     """
@@ -51,7 +52,7 @@ def import_folder(
     notes = write_shards(folder, clips, out, official=False, progress=progress)
     unmatched = len(found.names) - len(files)
     strange = [f"files that do not match the pattern: {unmatched}"] if unmatched else []
-    return join_shards(out, notes, [*strange, *found.remarks()])
+    return join_shards(out, notes, [*strange, *found.remarks()], licence=licence)
 
 
 def path_regex(pattern: str) -> re.Pattern[str]:

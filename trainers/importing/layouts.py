@@ -20,6 +20,8 @@ from trainers.speech.trial_lists import write_trials
 TRIAL_LIST = "veri_test.txt"
 VERIFICATION = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/veri_test.txt"
 VAL_SPEAKERS = 40
+VOXCELEB_LICENCE = "the lists CC BY 4.0, the speech as YouTube's uploaders allow"
+LIBRISPEECH_LICENCE = "CC BY 4.0"
 SUBSETS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
 
 
@@ -48,7 +50,7 @@ def import_voxceleb1(
         kept = [pair for pair in pairs if not left_out.intersection(pair[:2])]
         write_trials(trials, [("test", *pair) for pair in kept])
         remarks = [f"{len(kept)} trials in {trials}, {len(pairs) - len(kept)} of clips that were left out are not"]
-    return join_shards(out, notes, remarks)
+    return join_shards(out, notes, remarks, licence=VOXCELEB_LICENCE)
 
 
 def import_librispeech(root: Path, out: Path, subsets: Sequence[str], *, progress: Progress | None = None) -> Report:
@@ -64,7 +66,7 @@ def import_librispeech(root: Path, out: Path, subsets: Sequence[str], *, progres
     root = root.resolve()
     folder = root if root.name == "LibriSpeech" else root / "LibriSpeech"
     clips = [clip for subset in dict.fromkeys(subsets) for clip in _librispeech_clips(folder, subset)]
-    return join_shards(out, write_shards(folder, clips, out, official=True, progress=progress))
+    return join_shards(out, write_shards(folder, clips, out, official=True, progress=progress), licence=LIBRISPEECH_LICENCE)
 
 
 def require(path: Path, source: str) -> None:

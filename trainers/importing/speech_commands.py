@@ -25,6 +25,7 @@ LISTS = {"validation_list.txt": "val", "testing_list.txt": "test"}
 LISTED = re.compile(r"[^/]+/[^/]+_nohash_\d+\.wav")
 NOISE_FOLDER = "_background_noise_"
 ARCHIVE = "http://download.tensorflow.org/data/{}.tar.gz"
+LICENCE = "CC BY 4.0"
 EXTRA_PERCENT = 10  # clips of `_unknown_`, and of `_silence_`, for 100 of the wanted words
 LARGEST_SHARED = 0.01  # share of the speakers who may be in two splits
 
@@ -52,7 +53,7 @@ def import_speech_commands(
         clips = _twelve(clips, folder, seed)
     if missing := labels - {clip.keyword for clip in clips if clip.split == "train"}:
         raise ValueError(f"{folder} looks half downloaded: it has no training clip of {', '.join(sorted(map(str, missing)))}")
-    return join_shards(out, write_shards(folder, clips, out, official=True, progress=progress), remarks)
+    return join_shards(out, write_shards(folder, clips, out, official=True, progress=progress), remarks, licence=LICENCE)
 
 
 def _speech_commands_folder(root: Path) -> Path:

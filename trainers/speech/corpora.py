@@ -16,6 +16,7 @@ SPLITS = ("train", "val", "test")
 FULL_SCALE = 32_768
 LARGEST_BAD_SHARE = 0.01
 LONGEST_NAME = 60  # of a corpus where its scores are named
+UNKNOWN_LICENCE = "not known"
 
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
 Rows = NDArray[np.intp]
@@ -41,7 +42,8 @@ class Corpus:
     ids, splits, keywords, speakers: one entry a clip; None where a keyword or a speaker is not known.
     digest: the same for the same files in the same order. synthetic: any file is marked as synthetic speech.
     skipped: (id, reason) of each clip that could not be used. remarks: what is to be said of how the files were read.
-    corpora: number of what each clip's id belongs to, None where all are of one corpus; names: of the corpora.
+    corpora: number of what each clip's id belongs to, None where all are of one corpus; names: of the corpora; licences: what their
+    files state of the speech, None where they state nothing.
     """
 
     samples: tuple[MappedSamples, ...]
@@ -57,6 +59,7 @@ class Corpus:
     skipped: tuple[tuple[str, str], ...]
     corpora: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
+    licences: tuple[str | None, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -127,9 +130,15 @@ def describe(corpus: Corpus) -> dict[str, Any]:
         "total": _summary(corpus, corpus.rows()),
         "skipped": [{"id": clip, "reason": reason} for clip, reason in corpus.skipped],
         "remarks": list(corpus.remarks),
+        "licences": {name: licence or UNKNOWN_LICENCE for name, licence in stated_licences(corpus).items()},
         "synthetic": corpus.synthetic,
         "digest": corpus.digest,
     }
+
+
+def stated_licences(corpus: Corpus) -> dict[str, str | None]:
+    """Of each corpus, None where its files state none."""
+    return dict(zip(corpus.short_names, corpus.licences or [None] * len(corpus.names), strict=True))
 
 
 def summaries(corpus: Corpus) -> dict[str, dict[str, Any]]:

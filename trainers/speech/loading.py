@@ -62,8 +62,16 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
         skipped=skipped,
         corpora=corpora[~bad] if len(names) > 1 else None,
         names=tuple(names),
+        licences=tuple(_licence(tables, paths, name) for name in names),
         remarks=(*(remark for said in remarks for remark in said), *_shared_keywords(columns["keyword"], corpora)),
     )
+
+
+def _licence(tables: Sequence[pa.Table], paths: Sequence[Path], corpus: str) -> str | None:
+    """Of a corpus; what several files state, one after another."""
+    metadata = [table.schema.metadata or {} for path, table in zip(paths, tables, strict=True) if corpus_of(path) == corpus]
+    stated = dict.fromkeys(own[b"licence"].decode(errors="replace") for own in metadata if b"licence" in own)
+    return "; ".join(stated) or None
 
 
 def corpus_of(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The file format of a corpus: Parquet, one row a clip.
 
 Columns: id, split (train | val | test), keyword (null: unlabelled; `_unknown_` and `_silence_` are classes), speaker_id (null:
-unknown), duration_s, audio (struct<bytes, path>: an encoded file, or its path relative to the Parquet file's folder).
+unknown), duration_s, audio (struct<bytes, path>: an encoded file, or its path relative to the Parquet file's folder). The file's
+metadata may have `synthetic` and `licence`.
 """
 
 import os
@@ -62,9 +63,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def corpus_writer(path: Path, synthetic: bool = False) -> Iterator[pq.ParquetWriter]:
-    """Takes tables of the format, a row group each; `path` is written whole or not at all."""
-    schema = SCHEMA.with_metadata({"synthetic": "true" if synthetic else "false"})
+def corpus_writer(path: Path, synthetic: bool = False, licence: str | None = None) -> Iterator[pq.ParquetWriter]:
+    """Takes tables of the format, a row group each; `path` is written whole or not at all. licence: of the speech, if known."""
+    schema = SCHEMA.with_metadata({"synthetic": "true" if synthetic else "false", **({"licence": licence} if licence else {})})
     labels = ["split", "keyword", "speaker_id"]  # a dictionary of encoded audio would only cost memory
     with whole_file(path) as part, pq.ParquetWriter(part, schema, compression="none", use_dictionary=labels) as writer:
         yield writer

@@ -103,10 +103,10 @@ def write_shards(root: Path, clips: Iterable[Clip], out: Path, *, official: bool
     return notes
 
 
-def join_shards(out: Path, notes: Notes, remarks: Sequence[str] = ()) -> Report:
-    """Joins what `write_shards` left, row group by row group, to `out`, and removes the shards."""
+def join_shards(out: Path, notes: Notes, remarks: Sequence[str] = (), *, licence: str | None) -> Report:
+    """Joins what `write_shards` left, row group by row group, to `out`, and removes the shards. licence: as of `corpus_writer`."""
     folder = part_folder(out)
-    with corpus_writer(out) as writer:
+    with corpus_writer(out, licence=licence) as writer:
         for path in sorted(folder.glob("*.parquet")):
             with open_parquet(path, SCHEMA.names) as shard:
                 for group in range(shard.num_row_groups):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from trainers.importing.importers import import_folder, path_regex, split_groups
 from trainers.speech import shards
+from trainers.speech.corpora import describe, stated_licences
 from trainers.speech.loading import load_corpus
 
 PATTERN = "{keyword}/{speaker}_*.wav"
@@ -128,8 +129,17 @@ def test_import_and_load(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.parquet"]
     corpus = load_corpus([out], tmp_path / "cache")  # refuses a speaker in two splits
     assert len(corpus) == 24
-    assert not corpus.synthetic
+    assert not corpus.synthetic and stated_licences(corpus) == {"out": None}
     assert set(corpus.speakers) == {f"s{i}" for i in range(6)}
+
+
+def test_a_licence_travels_with_the_speech_and_several_stand_side_by_side(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in")
+    for name, licence in (("one", "CC BY 4.0"), ("two", None)):
+        import_folder(folder, PATTERN, tmp_path / f"{name}.parquet", licence=licence)
+    corpus = load_corpus([tmp_path / "one.parquet", tmp_path / "two.parquet"], tmp_path / "cache")
+    assert stated_licences(corpus) == {"one": "CC BY 4.0", "two": None}
+    assert describe(corpus)["licences"] == {"one": "CC BY 4.0", "two": "not known"}
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
