@@ -19,7 +19,9 @@ from typing import Any
 
 from deploy.card import card
 from deploy.export import INPUT, OPSET, OUTPUTS, Parity, Windows, export_onnx, parity
-from deploy.probe import LIMIT, answers, difference
+from deploy.judging import Judge
+from deploy.probe import LIMITS, answers, difference
+from deploy.quantize import quantize_static
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
 from trainers.networks.student import Student, load_student
@@ -53,6 +55,7 @@ def write_bundle(
     latency: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     voice_thresholds: Sequence[Mapping[str, Any]] = (),
+    judge: Judge | None = None,
     listening: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Exports a student's folder to the new folder `out`, which appears only when it is complete.
@@ -60,7 +63,8 @@ def write_bundle(
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
-    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values. listening: a function of the bundle
+    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values. judge: makes it int8, and has its say
+    over that; the latency is then taken times what int8 saves on this machine. listening: a function of the bundle
     that is complete but for them, which gives further entries of its manifest (`deploy.hearing`).
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
@@ -77,12 +81,13 @@ def write_bundle(
         "provenance": dict(provenance or {}),
         "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
         "keyword_thresholds": [],
+        "precision": "fp32",
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.{os.getpid()}"
     try:
         unfinished.mkdir()
-        manifest = _fill(unfinished, student, target.window, clips, manifest)
+        manifest = _fill(unfinished, student, target.window, clips, manifest, judge)
         if listening:
             _seal(unfinished, {**manifest, **listening(unfinished)})
         unfinished.rename(out)
@@ -127,9 +132,9 @@ def check_answers(bundle: Bundle) -> float:
     if "probe" not in bundle.manifest:
         raise ValueError(f"{bundle.folder} has no recorded answers: export the model again")
     off = difference(bundle.manifest["probe"], answers(bundle.folder / "model.onnx", bundle.window))
-    if off > LIMIT:
+    if off > (limit := LIMITS[bundle.manifest.get("precision", "fp32")]):
         raise ValueError(
-            f"{bundle.folder} answers differently here: by {off:.2g}, allowed is {LIMIT:g}; do not trust it on this machine"
+            f"{bundle.folder} answers differently here: by {off:.2g}, allowed is {limit:g}; do not trust it on this machine"
         )
     return off
 
@@ -163,12 +168,17 @@ def _conditions(target: Target) -> dict[str, Any]:
     return {"target": target.name, "threads": target.threads, "precision": target.precision, "window": target.window}
 
 
-def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest: dict[str, Any]) -> dict[str, Any]:
+def _fill(
+    folder: Path, student: Student, window: int, clips: Windows, manifest: dict[str, Any], judge: Judge | None
+) -> dict[str, Any]:
     """Returns the manifest, which now says how the file answers."""
     export_onnx(student, folder / "model.onnx", window)
     result = parity(student, folder / "model.onnx", clips)
     if not result.ok:
         raise ValueError(_refusal(result))
+    if judge:
+        manifest = {**manifest, **_to_int8(folder / "model.onnx", student, window, judge, manifest)}
+        result = parity(student, folder / "model.onnx", clips)
     _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": result.limit})
     _write_json(folder / "labels.json", list(student.keywords))
     for script in SCRIPTS:
@@ -177,6 +187,20 @@ def _fill(folder: Path, student: Student, window: int, clips: Windows, manifest:
     manifest = {**manifest, "parity": dataclasses.asdict(result), "probe": probe}
     _seal(folder, manifest)
     return manifest
+
+
+def _to_int8(path: Path, student: Student, window: int, judge: Judge, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """In place of the file in fp32; returns what that changes of the manifest."""
+    small = path.with_name("int8.onnx")
+    quantize_static(student, small, judge.windows(window))
+    found = judge.entries(path, small, student.keywords, window)
+    small.replace(path)
+    latency, ratio = manifest["latency"], found["int8"]["latency_ratio"]
+    if latency:
+        scaled = {"milliseconds": "value", "low": "low", "high": "high"}
+        how = f"{latency['how']} in fp32, times {ratio['value']:.2f} that int8 takes on {ratio['machine']}"
+        latency = {**latency, **{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}
+    return {**found, "precision": "int8", "latency": latency}
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:

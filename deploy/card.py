@@ -43,6 +43,7 @@ def card(manifest: Manifest) -> str:
     )
     parts = {
         "Tested": list(_tested(manifest["scores"])),
+        "Integers": list(int8_lines(manifest)),
         "Where it fails": list(_fails(manifest)),
         "Keywords in a stream": list(keyword_lines(manifest)),
         "Voices": list(_voices(manifest["voice_thresholds"])),
@@ -63,6 +64,16 @@ def _tested(scores: Mapping[str, Any]) -> Iterator[str]:
     yield f"- voices: {eer[0]:.1f} [{eer[1]:.1f}, {eer[2]:.1f}] % equal error rate"
     for corpus, own in by_corpus(scores, "test").items():
         yield f"- {corpus}: " + ", ".join(f"{_name(kind)} {rate['value']:.1f} %" for kind, rate in own.items())
+
+
+def int8_lines(manifest: Manifest) -> Iterator[str]:
+    """What integers changed, where it has them. A line each."""
+    if found := manifest.get("int8"):
+        ratio = found["latency_ratio"]
+        yield f"- int8: {found['size_ratio']:.2f} of the size of fp32, {_interval(ratio, 2)} of its time on {ratio['machine']}."
+        for split, speakers in (("val", "validation"), ("test", "test")):
+            accuracy, eer = (_interval(found[split][f"{name}_change"], 1, "+") for name in ("accuracy", "eer"))
+            yield f"- int8 against fp32, {speakers} speakers: accuracy {accuracy} points, EER {eer}."
 
 
 def _name(kind: str) -> str:
@@ -110,8 +121,9 @@ def _stream(shown: Mapping[str, Any]) -> Iterator[str]:
         yield f"  Missed by signal-to-noise ratio: {', '.join(levels)}."
 
 
-def _interval(rate: Mapping[str, float] | None) -> str:
-    return f"{rate['value']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "-"
+def _interval(rate: Mapping[str, float] | None, digits: int = 1, sign: str = "") -> str:
+    form = f"{sign}.{digits}f"
+    return f"{rate['value']:{form}} [{rate['low']:{form}}, {rate['high']:{form}}]" if rate else "-"
 
 
 def _voices(thresholds: list[Mapping[str, Any]]) -> Iterator[str]:

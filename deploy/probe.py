@@ -9,7 +9,7 @@ from deploy.export import INPUT, OUTPUTS, Windows
 from deploy.measure import open_session
 from search_spaces.architecture import SAMPLE_RATE
 
-LIMIT = 1e-3  # processors round differently; a wrong kernel is far off
+LIMITS = {"fp32": 1e-3, "int8": 0.1}  # processors round differently, integers to the next step; a wrong kernel is far off
 Answers = Mapping[str, Sequence[float]]  # of each output
 
 

@@ -14,6 +14,9 @@ from nas.cli.options import TrackingUri, numbers
 
 if TYPE_CHECKING:
     from deploy.hearing import Speech
+    from deploy.judging import Judge
+
+PRECISIONS = "fp32", "int8"
 
 
 def export(
@@ -29,12 +32,14 @@ def export(
     listen: Annotated[
         bool, typer.Option(help="Choose thresholds for keywords on streams of the study's speech; takes minutes.")
     ] = True,
+    precision: Annotated[str, typer.Option(help="fp32, or int8: a third of the size, judged on the study's speech.")] = "fp32",
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Export int8 whatever it loses.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Export a model for its device, checked against the trained student on real clips."""
     from deploy.bundle import manifest_hash
-    from deploy.card import keyword_lines
-    from nas.report.listening import speech_of
+    from deploy.card import int8_lines, keyword_lines
+    from nas.report.listening import judge_of, speech_of
     from nas.report.publish import export_model
     from nas.study.budget import in_words
     from nas.study.progress import console, progress
@@ -43,6 +48,12 @@ def export(
     rates = numbers(false_alarms, "--false-alarms", float)
     if min(rates) <= 0:
         raise ValueError(f"--false-alarms is {false_alarms!r}: a rate is above zero")
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision is {precision!r}; it is {' or '.join(PRECISIONS)}")
+
+    def judge(provenance: Mapping[str, Any]) -> "Judge | None":
+        return judge_of(provenance, accept_loss) if precision == "int8" else None
 
     with ExitStack() as stack:
 
@@ -59,13 +70,15 @@ def export(
             return dataclasses.replace(found, progress=tick)
 
         exports, uri = Path("deploy/exports"), tracking_uri or default_tracking_uri()
-        bundle = export_model(model, name, uri, exports, *([speech] if listen else []))
+        bundle = export_model(model, name, uri, exports, speech if listen else lambda provenance: None, judge)
     parity = bundle.manifest["parity"]
     difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
     typer.echo(
-        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params; differs from the student by "
-        f"at most {difference:.1e} over {parity['clips']} clips"
+        f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params, {precision}; differs from the "
+        f"student by at most {difference:.1e} over {parity['clips']} clips; {parity['same_keyword']:.0%} get the same keyword"
     )
+    for line in int8_lines(bundle.manifest):
+        typer.echo(line)
     for line in keyword_lines(bundle.manifest):
         typer.echo(line)
     typer.echo(f"manifest.json has the hash {manifest_hash(bundle.folder)}\ncheck it on a clip of your own:")

@@ -5,23 +5,48 @@ from pathlib import Path
 from typing import Any
 
 from deploy.hearing import Speech
-from nas.study.folder import open_study
+from deploy.judging import Judge
+from nas.study.folder import Study, open_study
 from nas.worker.context import embedded_corpus
+from nas.worker.evaluate import read_outcome
 from trainers.scoring.streams import Stream, recording
+from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import BadAudio, decode
 from trainers.speech.loading import load_corpus
+from trainers.speech.trial_lists import study_trials
+
+Provenance = Mapping[str, Any]
 
 
-def speech_of(provenance: Mapping[str, Any], negatives: Sequence[Path], rates: Sequence[float]) -> Speech:
+def speech_of(provenance: Provenance, negatives: Sequence[Path], rates: Sequence[float]) -> Speech:
     """Raises ValueError where the study is not below this folder or has other speech by now, and for a recording that cannot be
     read."""
-    config = open_study(provenance["study"], commands=("search", "tune")).config
-    cache = Path(config.cache)
-    corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
+    study, corpus = _study(provenance)
+    noise, cache = study.config.noise, Path(study.config.cache)
+    return Speech(
+        corpus=corpus,
+        noise=load_corpus([Path(noise)], cache) if noise else None,
+        negatives=[_negative(path) for path in negatives],
+        rates=rates,
+    )
+
+
+def judge_of(provenance: Provenance, accept_loss: bool) -> Judge:
+    """Raises ValueError where the study is not below this folder or has other speech by now."""
+    study, corpus = _study(provenance)
+    trials = study_trials([Path(path) for path in study.config.trials], corpus, study.config.seed)
+    student = study.weights_folder(provenance["member"])
+    fp32 = {split: read_outcome(student / f"outcome_{split}.npz") for split in ("val", "test")}
+    return Judge(corpus=corpus, trials=trials, fp32=fp32, accept_loss=accept_loss)
+
+
+def _study(provenance: Provenance) -> tuple[Study, Corpus]:
+    study = open_study(provenance["study"], commands=("search", "tune"))
+    cache = Path(study.config.cache)
+    corpus = load_corpus([Path(path) for path in study.config.data] or [embedded_corpus(cache)], cache)
     if corpus.digest != provenance["corpus"]["digest"]:
-        raise ValueError(f"the study {config.name} in this folder has other speech than the model's")
-    noise = load_corpus([Path(config.noise)], cache) if config.noise else None
-    return Speech(corpus=corpus, noise=noise, negatives=[_negative(path) for path in negatives], rates=rates)
+        raise ValueError(f"the study {study.config.name} in this folder has other speech than the model's")
+    return study, corpus
 
 
 def _negative(path: Path) -> Stream:

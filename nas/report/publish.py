@@ -13,6 +13,7 @@ import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.hearing import Speech, listening
+from deploy.judging import Judge
 from deploy.target import load_target
 from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
@@ -157,10 +158,12 @@ def export_model(
     tracking_uri: str,
     exports: Path,
     speech_of: Callable[[Mapping[str, Any]], Speech | None] = lambda provenance: None,
+    judge_of: Callable[[Mapping[str, Any]], Judge | None] = lambda provenance: None,
 ) -> Bundle:
     """Fetches a model from MLflow and writes it as a bundle below `exports`.
 
-    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen.
+    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen. judge_of: likewise, who judges
+    its integers; None for fp32.
     Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +173,7 @@ def export_model(
             content = json.loads((resolved.folder / MODEL_FILE).read_text())
         except FileNotFoundError:
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
-        speech = speech_of(content["provenance"])
+        judge, speech = judge_of(content["provenance"]), speech_of(content["provenance"])
         clips = np.load(resolved.folder / CLIPS_FILE, allow_pickle=False).astype(np.float32) / FULL_SCALE
         return write_bundle(
             resolved.folder,
@@ -182,5 +185,6 @@ def export_model(
             latency=content["latency"],
             provenance=content["provenance"],
             voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
+            judge=judge,
             listening=functools.partial(listening, speech=speech) if speech else None,
         )

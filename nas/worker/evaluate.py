@@ -172,8 +172,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     last one nothing goes on, and the student itself is."""
     device, watch = pick_device(), watch or Stopwatch()
     is_taught, recipe = _is_taught(student, task.start), context.study.config.recipe
-    own = recipe.teacher_rate if task.start in ("teacher", "model") else recipe.rate if is_taught else recipe.random_rate
-    recipe = dataclasses.replace(recipe, **{"rate": own, **task.tuning})
+    recipe = dataclasses.replace(recipe, **{"rate": _rate(recipe, student, task.start, is_taught), **task.tuning})
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
     done = checkpoint.read(student, optimizer, device) if checkpoint else 0
     lengths, share = task.lengths(), sharing(context, task.seed) if task.sharing else alone
@@ -216,6 +215,15 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
         )
         watch.part("fine-tuning")
         yield tuned
+
+
+def _rate(recipe: Recipe, student: Student, start: Start, is_taught: bool) -> float:
+    if start in ("teacher", "model"):
+        return recipe.teacher_rate
+    if not is_taught:
+        return recipe.random_rate
+    assert isinstance(student.architecture, Architecture)
+    return recipe.rate_at(student.architecture.width)
 
 
 def _is_taught(student: Student, start: Start) -> bool:

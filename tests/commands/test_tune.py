@@ -79,7 +79,7 @@ def test_further_keywords_join_the_old_ones(found: Path, tiny_search: Options, s
     assert front["tuned_from"]["generation"] == 2 and front["tuned_from"]["registered"] == "found"
     assert any("does not know of vooruit" in note for note in front["notes"])
     exported = srlnas(found, "export", "models:/found@tuned", "--name", "device").stdout
-    assert "differs from the student" in exported
+    assert "differs from the student by" in exported
     manifest = json.loads((found / "deploy/exports/device/manifest.json").read_text())
     assert manifest["provenance"]["tuned_from"]["study"] == "longer"
 

@@ -1,6 +1,7 @@
 """How a student is trained: one record of options. tests/benchmarks/README.md tells which were compared, and what won."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -15,6 +16,7 @@ Start = Literal["kept layers", "random"]
 Margin = Literal["angular", "additive"]
 FASTEST, SLOWEST = 2.0, 0.5
 ALL_LAYERS = 1000
+WIDE = 256  # channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +29,10 @@ class Recipe:
     layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. head_steps: batches of each task on which heads are fitted
     before a student that does not begin at random is tuned, at most as many as it is tuned on (see `trainers.learning.heads`);
     0: they begin at random. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine, of students whose heads are
-    fitted; teacher_rate: of the teacher; random_rate: of others: those that begin at random, with broadcast blocks or with a
-    shared student. front_rate: that of the convolutions over all others'. bc_distill_rate, bc_rate: of a `bc` front end, which
-    begins at random as BC-ResNet does; of all of a student that has nothing else, and of BC-ResNet.
+    fitted and that are up to 256 wide (`rate_at`); teacher_rate: of the teacher; random_rate: of others: those that begin at
+    random, with broadcast blocks or with a shared student. front_rate: that of the convolutions over all others'.
+    bc_distill_rate, bc_rate: of a `bc` front end, which begins at random as BC-ResNet does; of all of a student that has nothing
+    else, and of BC-ResNet.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the
     paper.
     speaker_layer: the last of the teacher's layers that the speaker's loss trains, from 0 (the convolutions alone); see `Student`.
@@ -99,6 +102,12 @@ class Recipe:
             if not _is_like(value, getattr(cls, name)):
                 raise ValueError(f"the recipe's {name} is {value!r}, another kind than its default, {getattr(cls, name)!r}")
         return cls(**values)
+
+    def rate_at(self, width: int) -> float:
+        """Of a student whose heads are fitted. A wide one is nearly its teacher, and loses at a rate at which a narrow one gains:
+        after 600 steps, one of 512 channels has 97.1 % and an EER of 15.0 at 3e-4, 97.8 and 12.2 at 1e-4; of 256, 97.9 and 13.9,
+        97.7 and 14.1; of 144, 94.3 and 15.9, 92.1 and 15.4."""
+        return self.rate * min(1.0, math.pow(WIDE / width, 1.5))
 
     def augmentation(self, noise: Corpus | None) -> Augmentation:
         """Of what everything hears; keyword windows go through more."""

@@ -1,11 +1,13 @@
 """What a trained student says of every clip of a split, and which trials it gets right."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from search_spaces.architecture import EMBEDDING_DIM
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import Student
 from trainers.scoring.draw import MOST_WINDOWS, Scored
@@ -15,20 +17,34 @@ from trainers.speech.trials import Trials
 
 BATCH = 64
 
+Heard = tuple[NDArray[np.float32], NDArray[np.float32]]
+Answer = Callable[[NDArray[np.float32]], Heard]  # (windows, samples) -> logits (windows, keywords), embeddings
 
-@torch.inference_mode()
-def hear(
-    student: Student, corpus: Corpus, rows: NDArray[np.integer], window: int, device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+
+def hear(student: Student, corpus: Corpus, rows: NDArray[np.integer], window: int, device: torch.device) -> Heard:
     """Logits (rows, keywords) and unit embeddings (rows, EMBEDDING_DIM): means over a clip's windows, in float32 as exported."""
+    return answers(_answer(student, device), len(student.keywords), corpus, rows, window)
+
+
+def _answer(student: Student, device: torch.device) -> Answer:
     student.to(device).eval()
+
+    @torch.inference_mode()
+    def answer(audio: NDArray[np.float32]) -> Heard:
+        logits, embeddings = student(torch.from_numpy(audio).to(device))
+        return logits.cpu().numpy(), embeddings.cpu().numpy()
+
+    return answer
+
+
+def answers(answer: Answer, keywords: int, corpus: Corpus, rows: NDArray[np.integer], window: int) -> Heard:
+    """As `hear`, of whatever answers."""
     where = [(i, start) for i, row in enumerate(rows) for start in window_starts(corpus.length(int(row)), window)[:MOST_WINDOWS]]
-    logits = np.zeros((len(rows), len(student.keywords)), np.float32)
-    embeddings = np.zeros((len(rows), student.speaker_head.out_features), np.float32)
+    logits = np.zeros((len(rows), keywords), np.float32)
+    embeddings = np.zeros((len(rows), EMBEDDING_DIM), np.float32)
     for first in range(0, len(where), BATCH):
         part = where[first : first + BATCH]
-        audio = np.stack([cut(corpus, int(rows[i]), start, window) for i, start in part])
-        heard = [output.cpu().numpy() for output in student(torch.from_numpy(audio).to(device))]
+        heard = answer(np.stack([cut(corpus, int(rows[i]), start, window) for i, start in part]))
         clips = [i for i, _ in part]
         np.add.at(logits, clips, heard[0])
         np.add.at(embeddings, clips, heard[1])
@@ -39,9 +55,14 @@ def hear(
 def score(student: Student, corpus: Corpus, scored: Scored, window: int, device: torch.device) -> Outcome:
     """Hears each clip that is scored or stands in a trial once, and sums up. A clip of any corpus may be taken for any keyword of
     the student."""
+    return score_answers(_answer(student, device), student.keywords, corpus, scored, window)
+
+
+def score_answers(answer: Answer, keywords: Sequence[str], corpus: Corpus, scored: Scored, window: int) -> Outcome:
+    """As `score`, of whatever answers."""
     trials, rows = scored.trials, scored.rows
-    logits, embeddings = hear(student, corpus, rows, window, device)
-    said = np.array(student.keywords, object)[logits[np.searchsorted(rows, scored.clips)].argmax(1)]
+    logits, embeddings = answers(answer, len(keywords), corpus, rows, window)
+    said = np.array(keywords, object)[logits[np.searchsorted(rows, scored.clips)].argmax(1)]
     enrol, test = np.searchsorted(rows, trials.enrol), np.searchsorted(rows, trials.test)
     correct = np.asarray(said == corpus.keywords[scored.clips], bool)
     return outcome_of(corpus, scored.clips, correct, trials, (embeddings[enrol] * embeddings[test]).sum(1))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nas.cli.options import read_recipe
 from nas.study.config import StudyConfig
@@ -81,3 +83,11 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, content: bytes | None
         (tmp_path / "recipe.toml").write_bytes(content)
     with pytest.raises(ValueError, match=part):
         read_recipe(tmp_path / "recipe.toml", None)
+
+
+@given(st.integers(1, 2048), st.integers(1, 2048))
+def test_the_wider_a_student_the_lower_its_rate_from_256_channels_on(one: int, other: int) -> None:
+    narrow, wide = sorted((one, other))
+    recipe = Recipe(rate=3e-4)
+    assert recipe.rate_at(wide) <= recipe.rate_at(narrow) <= recipe.rate_at(256) == 3e-4
+    assert recipe.rate_at(512) == pytest.approx(1e-4, rel=0.1)

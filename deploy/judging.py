@@ -1,0 +1,78 @@
+"""What integers cost a model: scored in the exported file, beside the student in fp32, on speech of its study."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.export import INPUT, OUTPUTS
+from deploy.measure import device_facts, measure, open_session
+from trainers.learning.batches import cut, window_starts
+from trainers.scoring.draw import whole
+from trainers.scoring.metrics import Rate, changes, rates
+from trainers.scoring.outcome import Outcome
+from trainers.scoring.scoring import Heard, score_answers
+from trainers.scoring.thresholds import voice_thresholds
+from trainers.speech.corpora import Corpus
+from trainers.speech.trials import Trials
+
+MOST_LOST = 0.5  # points of keyword accuracy, or of EER, on validation speakers
+CALIBRATED = 128  # windows: 4 CPU-seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """corpus, trials: of the study. fp32: the student's outcomes by split. accept_loss: export it whatever it lost."""
+
+    corpus: Corpus
+    trials: Mapping[str, Trials]
+    fp32: Mapping[str, Outcome]
+    accept_loss: bool = False
+
+    def windows(self, window: int) -> NDArray[np.float32]:
+        """(windows, window) of training speech, on which activations get their scales."""
+        rows = self.corpus.rows("train")
+        picked = np.random.default_rng(0).choice(rows, min(CALIBRATED, len(rows)), replace=False)
+        starts = (window_starts(self.corpus.length(int(row)), window)[0] for row in picked)
+        return np.stack([cut(self.corpus, int(row), start, window) for row, start in zip(picked, starts, strict=True)])
+
+    def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int) -> dict[str, Any]:
+        """Of a manifest. `int8`: sizes and times of the two files, side by side on this machine, and the scores of the second with
+        paired changes; `voice_thresholds` of the second. Raises ValueError where validation speakers show a loss that is not
+        accepted; the test split is heard only then."""
+        session = open_session(int8)
+
+        def answer(audio: NDArray[np.float32]) -> Heard:
+            found = [session.run(list(OUTPUTS), {INPUT: one[None]}) for one in audio]
+            logits, embeddings = (np.concatenate([outputs[i] for outputs in found]) for i in (0, 1))
+            return logits, embeddings
+
+        outcomes, scored = dict[str, Outcome](), dict[str, Any]()
+        for split in ("val", "test"):
+            what = whole(self.corpus, split, self.trials[split])
+            outcomes[split] = score_answers(answer, keywords, self.corpus, what, window)
+            scored[split] = _compared(outcomes[split], self.fp32[split])
+            self._check(scored["val"])
+        (taken,) = measure([int8], fp32, window=window)
+        ratio = {"value": taken.ratio, "low": taken.ratio_low, "high": taken.ratio_high, "marks": list(taken.marks)}
+        size = int8.stat().st_size / fp32.stat().st_size
+        entry = {"size_ratio": size, "latency_ratio": {**ratio, "machine": device_facts()["cpu"]}, **scored}
+        return {"int8": entry, "voice_thresholds": voice_thresholds(outcomes["val"])}
+
+    def _check(self, validation: Mapping[str, Any]) -> None:
+        accuracy, eer = (validation[f"{name}_change"]["value"] for name in ("accuracy", "eer"))
+        if max(-accuracy, eer) > MOST_LOST and not self.accept_loss:
+            raise ValueError(
+                f"int8 changes accuracy by {accuracy:+.1f} points and EER by {eer:+.1f} on validation speakers; allowed is a loss "
+                f"of {MOST_LOST}: export fp32, another member, or give --accept-loss"
+            )
+
+
+def _compared(int8: Outcome, fp32: Outcome) -> dict[str, Any]:
+    """In percent and points, paired."""
+    found: dict[str, Rate] = dict(zip(("accuracy", "eer"), rates(int8), strict=True))
+    found |= dict(zip(("accuracy_change", "eer_change"), changes([int8], [fp32]), strict=True))
+    return {name: asdict(rate) for name, rate in found.items()}
