@@ -9,7 +9,7 @@ from deploy.judging import Judge
 from nas.study.folder import Study, open_study
 from nas.worker.context import embedded_corpus
 from nas.worker.evaluate import read_outcome
-from trainers.scoring.streams import Stream, recording
+from trainers.scoring.streams import Stream, recorded_streams
 from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import BadAudio, decode
 from trainers.speech.loading import load_corpus
@@ -26,7 +26,7 @@ def speech_of(provenance: Provenance, negatives: Sequence[Path], rates: Sequence
     return Speech(
         corpus=corpus,
         noise=load_corpus([Path(noise)], cache) if noise else None,
-        negatives=[_negative(path) for path in negatives],
+        negatives=[stream for path in negatives for stream in _negatives(path)],
         rates=rates,
     )
 
@@ -49,10 +49,10 @@ def _study(provenance: Provenance) -> tuple[Study, Corpus]:
     return study, corpus
 
 
-def _negative(path: Path) -> Stream:
+def _negatives(path: Path) -> list[Stream]:
     if not path.is_file():
         raise ValueError(f"there is no recording {path}")
     try:
-        return recording(decode(path, silence=True))
+        return recorded_streams(decode(path, silence=True))
     except BadAudio as error:
         raise ValueError(f"the recording {path} cannot be used: {error}") from None

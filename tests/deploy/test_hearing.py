@@ -15,7 +15,7 @@ from deploy.hearing import Speech, hear, listening
 from deploy.target import load_target
 from search_spaces.architecture import Architecture
 from trainers.networks.student import Student, save_student
-from trainers.scoring.streams import recording, speech_streams
+from trainers.scoring.streams import recorded_streams, speech_streams
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
 
@@ -64,8 +64,8 @@ def test_the_card_tells_both_rates(bundle: Path) -> None:
 
 
 def test_a_room_s_recording_counts_as_negatives(student: Path, tiny_corpus: Corpus, tmp_path: Path) -> None:
-    room = recording((1000 * np.random.default_rng(0).standard_normal(16_000 * 60)).astype(np.int16))
-    plain, more = (Speech(corpus=tiny_corpus, noise=None, negatives=part, rates=(180.0,)) for part in ([], [room]))
+    room = recorded_streams((1000 * np.random.default_rng(0).standard_normal(16_000 * 60)).astype(np.int16))
+    plain, more = (Speech(corpus=tiny_corpus, noise=None, negatives=part, rates=(180.0,)) for part in ([], room))
     assert "unsupported" in listening(exported(student, tmp_path / "plain", None), plain)["keyword_thresholds"][0]
     assert listening(exported(student, tmp_path / "more", None), more)["keyword_thresholds"][0]["hours_of_negatives"] >= 0.02
 

@@ -22,7 +22,7 @@ from deploy.target import load_target
 from search_spaces.architecture import Architecture, Geometry
 from trainers.networks.student import Student, save_student
 from trainers.scoring.alarms import Heard
-from trainers.scoring.streams import recording
+from trainers.scoring.streams import recorded_streams
 
 RATE, WINDOW = 16_000, 16_080
 LABELS = ["_unknown_", "low", "high"]
@@ -86,7 +86,7 @@ def test_thresholds_are_chosen_by_the_rule_that_tells_events(drawn: int, refract
     told = heard(samples, threshold=threshold, refractory=refractory)[0]
     every = heard(samples, threshold=0.0, refractory=0.0)[0]
     times, words, shares = (np.array([event[name] for event in every]) for name in ("time", "keyword", "probability"))
-    found = Heard(stream=recording(np.zeros(1, np.int16)), times=times, keywords=words, probabilities=shares)
+    found = Heard(stream=recorded_streams(np.zeros(1, np.int16))[0], times=times, keywords=words, probabilities=shares)
     for word in ("low", "high"):
         expected = [event["time"] for event in told if event["keyword"] == word]
         assert found.events(word, threshold, refractory).tolist() == expected

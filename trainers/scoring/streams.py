@@ -14,6 +14,7 @@ from trainers.speech.corpora import FULL_SCALE, Corpus
 PAUSES = 0.5, 1.5  # seconds between two clips
 SNR_DB = (25.0, 20.0, 15.0, 10.0)  # of one stream after another
 LONGEST = 300.0  # seconds of speech in a stream
+PIECE = round(LONGEST * SAMPLE_RATE)
 NOISE_SECONDS = 4.0
 FRAME = SAMPLE_RATE // 50
 LOUD_DB = 25.0  # below a clip's loudest frame, where its speech ends
@@ -74,8 +75,12 @@ def _stream(corpus: Corpus, rows: Ints, noise: Corpus | None, snr_db: float, rng
     return Stream(samples=np.round(heard.clip(-1, 1) * (FULL_SCALE - 1)).astype(np.int16), said=tuple(said))
 
 
-def recording(samples: NDArray[np.int16]) -> Stream:
-    """One in which no keyword is said."""
+def recorded_streams(samples: NDArray[np.int16]) -> list[Stream]:
+    """Of a recording in which no keyword is said, in pieces of five minutes."""
+    return [_recorded(part) for part in np.split(samples, range(PIECE, len(samples), PIECE))]
+
+
+def _recorded(samples: NDArray[np.int16]) -> Stream:
     seconds = len(samples) / SAMPLE_RATE
     return Stream(samples=samples, said=(Said(None, 0.0, seconds, seconds),))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.architecture import SAMPLE_RATE
-from trainers.scoring.streams import PAUSES, SNR_DB, Stream, recording, speech_end, speech_streams
+from trainers.scoring.streams import PAUSES, SNR_DB, Stream, recorded_streams, speech_end, speech_streams
 from trainers.speech.corpora import Corpus
 
 QUIET = (200.0,)  # dB: no noise to speak of
@@ -66,6 +66,12 @@ def test_speech_ends_where_the_last_loud_frame_does() -> None:
     assert speech_end(np.ones(100, np.float32)) == 100
 
 
-def test_a_recording_says_nothing_that_is_asked_for() -> None:
-    stream = recording(np.ones(8000, np.int16))
-    assert stream.seconds == 0.5 and [said.keyword for said in stream.said] == [None]
+@given(st.integers(1, 50))
+def test_a_recording_is_heard_whole_and_says_nothing_that_is_asked_for(count: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.scoring.streams.PIECE", 16)
+        samples = np.arange(count, dtype=np.int16)
+        found = recorded_streams(samples)
+    assert np.array_equal(np.concatenate([stream.samples for stream in found]), samples)
+    assert all(0 < len(stream.samples) <= 16 for stream in found)
+    assert [said.keyword for stream in found for said in stream.said] == [None] * len(found)
