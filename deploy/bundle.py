@@ -90,6 +90,7 @@ def write_bundle(
         manifest = _fill(unfinished, student, target.window, clips, manifest, judge)
         if listening:
             _seal(unfinished, {**manifest, **listening(unfinished)})
+        _check_name(out)  # another export may have taken it meanwhile
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -200,7 +201,8 @@ def _to_int8(path: Path, student: Student, window: int, judge: Judge, manifest: 
         scaled = {"milliseconds": "value", "low": "low", "high": "high"}
         how = f"{latency['how']} in fp32, times {ratio['value']:.2f} that int8 takes on {ratio['machine']}"
         latency = {**latency, **{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}
-    return {**found, "precision": "int8", "latency": latency}
+    scores = {**manifest["scores"], **found["scores"]}
+    return {**found, "scores": scores, "precision": "int8", "latency": latency}
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:

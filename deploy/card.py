@@ -70,7 +70,11 @@ def int8_lines(manifest: Manifest) -> Iterator[str]:
     """What integers changed, where it has them. A line each."""
     if found := manifest.get("int8"):
         ratio = found["latency_ratio"]
-        yield f"- int8: {found['size_ratio']:.2f} of the size of fp32, {_interval(ratio, 2)} of its time on {ratio['machine']}."
+        marks = f" (measurement: {', '.join(ratio['marks'])})" if ratio["marks"] else ""
+        time = f"{_interval(ratio, 2)} of its time on {ratio['machine']}{marks}"
+        yield f"- int8: {found['size_ratio']:.2f} of the size of fp32, {time}."
+        if found["loss_was_accepted"]:
+            yield "- int8 loses more than validation allows. That was accepted (--accept-loss)."
         for split, speakers in (("val", "validation"), ("test", "test")):
             accuracy, eer = (_interval(found[split][f"{name}_change"], 1, "+") for name in ("accuracy", "eer"))
             yield f"- int8 against fp32, {speakers} speakers: accuracy {accuracy} points, EER {eer}."
@@ -103,8 +107,10 @@ def keyword_lines(manifest: Manifest) -> Iterator[str]:
             continue
         missed = [own["missed"] for own in entry["keywords"].values() if own["missed"] is not None]
         chosen = f"{sum(missed) / len(missed):.1f} % of validation words are missed" if missed else "no validation word tells more"
-        heard = f"over {entry['hours_of_negatives']:g} hours of other speech"
+        heard = f"over {entry['hours_of_negatives']:g} hours of other speech and recordings"
         yield f"- {rate:g} false alarms an hour of each keyword, {heard}: {chosen}."
+        if mute := [keyword for keyword, own in entry["keywords"].items() if own["threshold"] is None]:
+            yield f"  Never told at this rate: {', '.join(mute)}."
         if rate in shown:
             yield from _stream(shown[rate])
 

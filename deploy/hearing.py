@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from trainers.scoring.alarms import Heard, Thresholds, keyword_thresholds, scores
+from trainers.scoring.alarms import Heard, Thresholds, keyword_thresholds, least_hours, scores
 from trainers.scoring.streams import SNR_DB, Stream, speech_streams
+from trainers.scoring.thresholds import ENOUGH
 from trainers.speech.corpora import Corpus
 
 FALSE_ALARMS = (10.0, 1.0, 0.1)  # an hour, of each keyword
 REFRACTORY = 1.0  # seconds, `listen.py`'s
-CHOSEN_SECONDS, SCORED_SECONDS, CURVE_SECONDS = 3 * 3600.0, 3600.0, 300.0  # of speech, at most
+CHOSEN_SECONDS, SCORED_SECONDS, CURVE_SECONDS = 4 * 3600.0, 3600.0, 300.0  # of speech, at most
 CURVE_DB = (20.0, 10.0, 5.0, 0.0)
 
 Progress = Callable[[float, float], None]
@@ -46,7 +47,9 @@ def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
     keywords = [label for label in labels if not label.startswith("_")]
     corpus, noise = speech.corpus, speech.noise
     validation = [*speech_streams(corpus, corpus.rows("val"), noise, seconds=CHOSEN_SECONDS), *speech.negatives]
-    chosen = keyword_thresholds(list(_hear(bundle, validation, speech.progress)), keywords, speech.rates, REFRACTORY)
+    is_enough = least_hours(validation, keywords) >= ENOUGH / max(speech.rates)
+    heard = _hear(bundle, validation, speech.progress) if is_enough else map(unheard, validation)
+    chosen = keyword_thresholds(list(heard), keywords, speech.rates, REFRACTORY)
     stated = {
         entry["false_alarms_an_hour"]: {keyword: own["threshold"] for keyword, own in entry["keywords"].items()}
         for entry in chosen
@@ -68,6 +71,11 @@ def _scored(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) ->
         missed = {f"{snr:g}": scores(level, thresholds, REFRACTORY)["missed"] for snr, level in zip(CURVE_DB, levels, strict=True)}
         found.append({"chosen_for": rate, **scores(test, thresholds, REFRACTORY), "missed_by_snr_db": missed})
     return found
+
+
+def unheard(stream: Stream) -> Heard:
+    """Where its hours alone are asked for."""
+    return Heard(stream=stream, times=np.empty(0), keywords=np.empty(0, object), probabilities=np.empty(0))
 
 
 def _hear(bundle: Path, streams: Sequence[Stream], progress: Progress | None) -> Iterator[Heard]:

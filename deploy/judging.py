@@ -14,6 +14,7 @@ from trainers.learning.batches import cut, window_starts
 from trainers.scoring.draw import whole
 from trainers.scoring.metrics import Rate, changes, rates
 from trainers.scoring.outcome import Outcome
+from trainers.scoring.scores import quality_scores
 from trainers.scoring.scoring import Heard, score_answers
 from trainers.scoring.thresholds import voice_thresholds
 from trainers.speech.corpora import Corpus
@@ -41,8 +42,8 @@ class Judge:
 
     def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int) -> dict[str, Any]:
         """Of a manifest. `int8`: sizes and times of the two files, side by side on this machine, and the scores of the second with
-        paired changes; `voice_thresholds` of the second. Raises ValueError where validation speakers show a loss that is not
-        accepted; the test split is heard only then."""
+        paired changes; `scores`, as a search has them, and `voice_thresholds` of the second. Raises ValueError where validation
+        speakers show a loss that is not accepted; the test split is heard only then."""
         session = open_session(int8)
 
         def answer(audio: NDArray[np.float32]) -> Heard:
@@ -55,20 +56,28 @@ class Judge:
             what = whole(self.corpus, split, self.trials[split])
             outcomes[split] = score_answers(answer, keywords, self.corpus, what, window)
             scored[split] = _compared(outcomes[split], self.fp32[split])
-            self._check(scored["val"])
+            is_refused = self._check(scored["val"])
         (taken,) = measure([int8], fp32, window=window)
         ratio = {"value": taken.ratio, "low": taken.ratio_low, "high": taken.ratio_high, "marks": list(taken.marks)}
         size = int8.stat().st_size / fp32.stat().st_size
-        entry = {"size_ratio": size, "latency_ratio": {**ratio, "machine": device_facts()["cpu"]}, **scored}
-        return {"int8": entry, "voice_thresholds": voice_thresholds(outcomes["val"])}
+        machine = {**ratio, "machine": device_facts()["cpu"]}
+        entry = {"size_ratio": size, "latency_ratio": machine, "loss_was_accepted": is_refused, **scored}
+        return {
+            "int8": entry,
+            "scores": {**quality_scores(outcomes["val"]), **quality_scores(outcomes["test"], "test_")},
+            "voice_thresholds": voice_thresholds(outcomes["val"]),
+        }
 
-    def _check(self, validation: Mapping[str, Any]) -> None:
+    def _check(self, validation: Mapping[str, Any]) -> bool:
+        """Whether it lost more than is allowed."""
         accuracy, eer = (validation[f"{name}_change"]["value"] for name in ("accuracy", "eer"))
-        if max(-accuracy, eer) > MOST_LOST and not self.accept_loss:
+        is_refused: bool = max(-accuracy, eer) > MOST_LOST
+        if is_refused and not self.accept_loss:
             raise ValueError(
                 f"int8 changes accuracy by {accuracy:+.1f} points and EER by {eer:+.1f} on validation speakers; allowed is a loss "
                 f"of {MOST_LOST}: export fp32, another member, or give --accept-loss"
             )
+        return is_refused
 
 
 def _compared(int8: Outcome, fp32: Outcome) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Lies beside classify.py, model.onnx, labels.json and manifest.json. Needs numpy 
 """
 
 import argparse
+import dataclasses
 import json
 import queue
 import sys
@@ -234,6 +235,8 @@ def parsed() -> argparse.Namespace:
 
 def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voices) -> Settings:
     """Raises ValueError for what no stream can be heard with."""
+    if arguments.threshold is not None and arguments.false_alarms is not None:
+        raise ValueError("--threshold stands for the manifest's thresholds, from which --false-alarms chooses: give one of them")
     voice = arguments.voice_threshold if arguments.voice_threshold is not None else voice_threshold(manifest, LISTENING)
     if voices and voice is None:
         raise ValueError("the manifest supports no threshold for voices: give --voice-threshold")
@@ -258,16 +261,22 @@ def keyword_thresholds(manifest: dict[str, Any], rate: float | None) -> dict[str
     """Of each keyword, for a rate of false alarms an hour; None: the lowest one that the manifest supports, if any.
 
     Raises ValueError for a rate that it does not support."""
-    stated = {
-        entry["false_alarms_an_hour"]: entry["keywords"] for entry in manifest.get("keyword_thresholds", ()) if "keywords" in entry
-    }
+    try:
+        stated = {
+            float(entry["false_alarms_an_hour"]): {
+                name: np.inf if own["threshold"] is None else float(own["threshold"]) for name, own in entry["keywords"].items()
+            }
+            for entry in manifest.get("keyword_thresholds", ())
+            if "keywords" in entry
+        }
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise ValueError("manifest.json is damaged: export the model again") from None
     if rate is None and not stated:
         return {}
     if rate is not None and rate not in stated:
         known = ", ".join(f"{known:g}" for known in stated) or "none"
         raise ValueError(f"--false-alarms is {rate:g}; the manifest has thresholds for: {known}; or give --threshold")
-    chosen = stated[min(stated) if rate is None else rate]
-    return {name: np.inf if entry["threshold"] is None else entry["threshold"] for name, entry in chosen.items()}
+    return stated[min(stated) if rate is None else rate]
 
 
 def main() -> int:
@@ -293,6 +302,8 @@ def main() -> int:
     except BrokenPipeError:  # whoever read the events has heard enough
         sys.stdout = None
         return 0
+    if settings.thresholds and settings != dataclasses.replace(Settings(), thresholds=settings.thresholds, voice=settings.voice):
+        print("listen: the manifest's thresholds were chosen with other --hop, --margin, --smooth or --refractory", file=sys.stderr)
     for warning in warnings(spent, rate):
         print(f"listen: {warning}", file=sys.stderr)
     if arguments.cost:

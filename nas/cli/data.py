@@ -36,6 +36,8 @@ def folder(
     """Import a folder of audio files; splits are speaker-disjoint and always the same."""
     from trainers.importing.importers import import_folder
 
+    if licence is not None and not (licence.strip() and licence.isprintable()):
+        raise ValueError(f"--licence is {licence!r}: it is one line of text")
     _import(folder, out, lambda tick: import_folder(folder, pattern, out, seed=seed, licence=licence, progress=tick))
 
 

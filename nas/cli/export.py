@@ -1,6 +1,7 @@
 """`srlnas export` and `srlnas verify`: what leaves for a device, and what arrived there."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ def export(
     listen: Annotated[
         bool, typer.Option(help="Choose thresholds for keywords on streams of the study's speech; takes minutes.")
     ] = True,
-    precision: Annotated[str, typer.Option(help="fp32, or int8: a third of the size, judged on the study's speech.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or int8: smaller, and judged on the study's speech.")] = "fp32",
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Export int8 whatever it loses.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -46,8 +47,12 @@ def export(
     from nas.tracking.connection import default_tracking_uri
 
     rates = numbers(false_alarms, "--false-alarms", float)
-    if min(rates) <= 0:
-        raise ValueError(f"--false-alarms is {false_alarms!r}: a rate is above zero")
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
+        raise ValueError(f"--false-alarms is {false_alarms!r}: each rate is a number above zero, and stands there once")
+    if negatives and not listen:
+        raise ValueError("--negatives are for thresholds, which --no-listen leaves out: give one of them")
+    if accept_loss and precision != "int8":
+        raise ValueError("--accept-loss is for --precision int8")
 
     if precision not in PRECISIONS:
         raise ValueError(f"--precision is {precision!r}; it is {' or '.join(PRECISIONS)}")

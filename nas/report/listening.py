@@ -1,5 +1,6 @@
 """What an export is to hear: the speech of its study, where that is here, and a user's own recordings."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def speech_of(provenance: Provenance, negatives: Sequence[Path], rates: Sequence
     return Speech(
         corpus=corpus,
         noise=load_corpus([Path(noise)], cache) if noise else None,
-        negatives=[stream for path in negatives for stream in _negatives(path)],
+        negatives=_negatives(negatives),
         rates=rates,
     )
 
@@ -49,10 +50,18 @@ def _study(provenance: Provenance) -> tuple[Study, Corpus]:
     return study, corpus
 
 
-def _negatives(path: Path) -> list[Stream]:
-    if not path.is_file():
-        raise ValueError(f"there is no recording {path}")
-    try:
-        return recorded_streams(decode(path, silence=True))
-    except BadAudio as error:
-        raise ValueError(f"the recording {path} cannot be used: {error}") from None
+def _negatives(paths: Sequence[Path]) -> list[Stream]:
+    """Each recording once: hours of the same sound, or of silence, support nothing."""
+    known, found = dict[bytes, Path](), list[Stream]()
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"there is no recording {path}")
+        try:
+            samples = decode(path)
+        except BadAudio as error:
+            raise ValueError(f"the recording {path} cannot be used: {error}") from None
+        if (digest := hashlib.sha256(samples.tobytes()).digest()) in known:
+            raise ValueError(f"the recordings {known[digest]} and {path} are the same: give it once")
+        known[digest] = path
+        found += recorded_streams(samples)
+    return found

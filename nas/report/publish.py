@@ -166,6 +166,8 @@ def export_model(
     its integers; None for fp32.
     Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
     """
+    if name is not None and name != Path(name).name:
+        raise ValueError(f"--name is {name!r}: it is the name of a folder below {exports}, without slashes")
     with tempfile.TemporaryDirectory() as folder:
         resolved = resolve_model(model, tracking_uri, folder=Path(folder))
         default = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.name

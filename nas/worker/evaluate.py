@@ -31,9 +31,8 @@ from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, continued, load_student, save_student
 from trainers.scoring.draw import whole
-from trainers.scoring.metrics import resampled
 from trainers.scoring.outcome import Outcome
-from trainers.scoring.scores import flat_scores
+from trainers.scoring.scores import quality_scores
 from trainers.scoring.scoring import score
 from trainers.teacher.teacher import Teacher
 
@@ -249,17 +248,6 @@ def sharing(context: Context, seed: int) -> Share:
     clip = context.target.window * 2
     room = FREE_SHARE * shutil.disk_usage(context.batches.parent.parent).free / (3 * context.study.config.recipe.batch * clip)
     return functools.partial(shared, context.batches / str(seed), min(MOST_SHARED_STEPS, int(room)))
-
-
-def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
-    """Keyword error and EER in percent with their intervals: means over corpora and, where there are several, those of each corpus
-    that has the figure, as `keyword_error.NAME`, `keyword_error_low.NAME`."""
-    found = resampled([outcome])
-    accuracy, eer = found.rates()
-    scores = flat_scores({"accuracy": accuracy, "eer": eer}, prefix)
-    for name, own in found.by_corpus().items():
-        scores |= flat_scores(own, prefix, name)
-    return scores
 
 
 def write_outcome(outcome: Outcome, path: Path) -> None:

@@ -247,6 +247,15 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert [entry["false_alarms_an_hour"] for entry in manifest["keyword_thresholds"]] == [10.0, 1.0, 0.1]
     refused = srlnas(folder, "export", knee["run_id"], "--name", "other", "--negatives", "room.wav", check=False)
     assert refused.returncode == 2 and "there is no recording room.wav" in refused.stderr
+    for words, reason in (
+        (("--false-alarms", "1,nan"), "each rate is a number above zero"),
+        (("--no-listen", "--negatives", "clip.wav"), "which --no-listen leaves out"),
+        (("--accept-loss",), "--accept-loss is for --precision int8"),
+        (("--name", "../other"), "without slashes"),
+        (("--negatives", "clip.wav", "--negatives", "clip.wav"), "are the same: give it once"),
+    ):
+        refused = srlnas(folder, "export", knee["run_id"], *words, check=False)
+        assert refused.returncode == 2 and reason in refused.stderr
     elsewhere = ("--tracking-uri", f"sqlite:///{folder}/srlnas.db", "--name", "other")
     (folder / "elsewhere").mkdir()
     shown = srlnas(folder / "elsewhere", "export", knee["run_id"], *elsewhere).stdout

@@ -94,5 +94,6 @@ def test_the_script_decides_by_the_manifest_s_thresholds(bundle: Path, tiny_corp
 def test_a_rate_that_is_not_supported_is_refused_with_those_that_are(bundle: Path, student: Path, tmp_path: Path) -> None:
     refused = listened(bundle, "--false-alarms", "1")
     assert refused.returncode == 2 and b"--false-alarms is 1; the manifest has thresholds for: 100000" in refused.stderr
+    assert b"give one of them" in listened(bundle, "--false-alarms", "1", "--threshold", "0.5").stderr
     refused = listened(exported(student, tmp_path / "none", None), "--false-alarms", "1")
     assert b"thresholds for: none" in refused.stderr

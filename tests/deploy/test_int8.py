@@ -122,6 +122,7 @@ def test_an_export_in_integers_says_what_they_cost(judge: Judge, tiny_whisper: T
     for split in ("val", "test"):
         change = entry[split]["accuracy_change"]
         assert change["low"] <= change["value"] <= change["high"]
+    assert bundle.manifest["scores"]["test_keyword_error"] == pytest.approx(100 - entry["test"]["accuracy"]["value"])
     assert "int8 against fp32, test speakers" in (folder / "README.md").read_text()
     assert json.loads((folder / "parity.json").read_text())["max_abs_logits"] > 0
     assert [path.name for path in folder.glob("*.onnx")] == ["model.onnx"]

@@ -12,7 +12,7 @@ from trainers.scoring.streams import Said, Stream
 from trainers.scoring.thresholds import ENOUGH
 
 SLACK = 1.0  # seconds after a clip's end in which its keyword may still be told: a window hears a second
-TRIED = 256  # thresholds of a keyword, at most
+TRIED = 256  # parts of the probabilities of a keyword, in one of which its threshold is looked for
 
 Thresholds = Mapping[str, float | None]  # None: the keyword is never told
 
@@ -39,12 +39,12 @@ def keyword_thresholds(
     and the percent of its clips that are then missed; or `unsupported`, with a reason. Negatives of a keyword are all other speech.
     """
     keywords = list(keywords)
-    hours = min((_negatives(heard, keyword) for keyword in keywords), default=0.0)
+    hours = least_hours([one.stream for one in heard], keywords)
     found = []
     for rate in sorted(rates, reverse=True):
         entry: dict[str, Any] = {"false_alarms_an_hour": rate}
         if hours < (needed := ENOUGH / rate):
-            entry["unsupported"] = f"{hours:.2g} hours of negatives; {needed:g} are needed"
+            entry["unsupported"] = f"{hours:.3g} hours of negatives; {needed:.3g} are needed"
         else:
             entry["hours_of_negatives"] = round(hours, 2)
             entry["keywords"] = {keyword: _threshold(heard, keyword, rate, refractory) for keyword in keywords}
@@ -52,20 +52,31 @@ def keyword_thresholds(
     return found
 
 
-def _negatives(heard: Iterable[Heard], keyword: str) -> float:
-    """Hours of speech, and of recordings, in which the keyword is not said."""
-    return sum(said.end - said.begin for one in heard for said in one.stream.said if said.keyword != keyword) / 3600
+def least_hours(streams: Sequence[Stream], keywords: Iterable[str]) -> float:
+    """Of negatives, of the keyword that has the fewest."""
+    return min((negative_hours(streams, keyword) for keyword in keywords), default=0.0)
+
+
+def negative_hours(streams: Iterable[Stream], keyword: str) -> float:
+    """Of speech, and of recordings, in which the keyword is not said."""
+    return sum(said.end - said.begin for stream in streams for said in stream.said if said.keyword != keyword) / 3600
 
 
 def _threshold(heard: Sequence[Heard], keyword: str, rate: float, refractory: float) -> dict[str, float | None]:
-    allowed = rate * _negatives(heard, keyword)
+    allowed = rate * negative_hours([one.stream for one in heard], keyword)
     seen = np.unique(np.concatenate([one.probabilities[one.keywords == keyword] for one in heard]))
-    tried, lowest = seen[:: -max(1, len(seen) // TRIED)], None
-    for above, value in zip([1.0, *tried], tried):
-        if sum(len(_matched(one, keyword, value, refractory)[1]) for one in heard) > allowed:
-            return _entry(heard, keyword, None if lowest is None else (above + value) / 2, refractory)
-        lowest = value
-    return _entry(heard, keyword, 0.0, refractory)
+
+    def is_kept(place: int) -> bool:
+        return sum(len(_matched(one, keyword, seen[place], refractory)[1]) for one in heard) <= allowed
+
+    step, good = max(1, len(seen) // TRIED), len(seen)  # from the place `good` on the rate is kept
+    while good > 0 and is_kept(max(0, good - step)):
+        good = max(0, good - step)
+    while good > 0 and is_kept(good - 1):
+        good -= 1
+    if good == 0:
+        return _entry(heard, keyword, 0.0, refractory)
+    return _entry(heard, keyword, None if good == len(seen) else float(seen[good - 1 : good + 1].mean()), refractory)
 
 
 def _entry(heard: Sequence[Heard], keyword: str, threshold: float | None, refractory: float) -> dict[str, float | None]:

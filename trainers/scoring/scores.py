@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from trainers.scoring.metrics import Rate
+from trainers.scoring.metrics import Rate, resampled
+from trainers.scoring.outcome import Outcome
 
 FIGURES = {"accuracy": "keyword_error", "eer": "eer"}  # what a reader sees, and the score that is minimised
 
@@ -17,6 +18,17 @@ def flat_scores(rates: Mapping[str, Rate], prefix: str = "", corpus: str = "") -
         names = (f"{prefix}{FIGURES[kind]}{part}{end}" for part in ("", "_low", "_high"))
         flat |= zip(names, (error.value, error.low, error.high))
     return flat
+
+
+def quality_scores(outcome: Outcome, prefix: str = "") -> dict[str, float]:
+    """Keyword error and EER in percent with their intervals: means over corpora and, where there are several, those of each corpus
+    that has the figure, as `keyword_error.NAME`, `keyword_error_low.NAME`."""
+    found = resampled([outcome])
+    accuracy, eer = found.rates()
+    scores = flat_scores({"accuracy": accuracy, "eer": eer}, prefix)
+    for name, own in found.by_corpus().items():
+        scores |= flat_scores(own, prefix, name)
+    return scores
 
 
 def by_corpus(scores: Mapping[str, float], split: str) -> dict[str, dict[str, Any]]:

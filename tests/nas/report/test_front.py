@@ -18,9 +18,10 @@ from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
 from nas.study.folder import Study, create_study
 from nas.tracking.mirror import _table
-from nas.worker.evaluate import quality_scores, read_outcome, write_outcome
+from nas.worker.evaluate import read_outcome, write_outcome
 from search_spaces.architecture import Architecture
 from trainers.scoring.outcome import Outcome
+from trainers.scoring.scores import quality_scores
 
 SMALL = Architecture(front_end="mel", front_width=8, frame_stride=1, width=16, heads=(1,), ffn_dims=(16,), kept_layers=(1,))
 

@@ -62,6 +62,15 @@ def test_the_lowest_threshold_that_keeps_a_rate_from_there_on(drawn: list[tuple[
         assert alarms(one, one.probabilities.max()) > 4
 
 
+@given(st.integers(0, 99))
+def test_the_rate_is_kept_where_there_are_more_probabilities_than_are_tried(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shares = np.round(rng.beta(5, 2, 1500), 4)
+    one = heard([Said(None, 0, HOUR, HOUR)], [(2.0 * at, "yes", share) for at, share in enumerate(shares)])
+    threshold = keyword_thresholds([one], ["yes"], [4.0], 1.0)[0]["keywords"]["yes"]["threshold"]
+    assert alarms(one, threshold) <= 4 < alarms(one, shares[shares < threshold].max())
+
+
 def test_a_rate_is_stated_where_there_is_enough_other_speech() -> None:
     said = [Said("yes", 0, HOUR, HOUR), Said("no", HOUR, 1.5 * HOUR, 1.5 * HOUR)]
     ten, one = keyword_thresholds([heard(said, [])], ["yes", "no"], [1.0, 10.0], 1.0)
