@@ -224,7 +224,8 @@ def test_mlflows_pages_serve_picking(mlflow_pages: str, front: Mapping[str, Any]
     assert "members fit the limits" in browser.find_element(By.ID, "count").text
     browser.switch_to.default_content()
     seen(browser, f"{server}/#/models/small", "Pick a model from the front", "srlnas.latency")
-    seen(browser, f"{server}/#/models/small/versions/1", f"srlnas export {knee['run_id']}"[:20], "accuracy", "The front")
+    seen(browser, f"{server}/#/models/small/versions/1", "srlnas export ", "accuracy", "The front")
+    browser.get("about:blank")  # a page of MLflow goes on asking its server, which ends now
 
 
 def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], front: Mapping[str, Any], srlnas: Run) -> None:

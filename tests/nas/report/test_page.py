@@ -178,6 +178,8 @@ def test_words_of_a_study_are_words_and_nothing_is_asked_of_a_network(
     evil = "</script><img src=http://127.0.0.1:9/x onerror='document.title=1'>{{page.js}}"
     front["notes"].append(evil)
     front["study"] = front["members"][0]["name"] = evil
+    browser.get("about:blank")
+    browser.get_log("browser")  # what pages before it complained of
     opened(browser, write_page([front], tmp_path / "front.html"))
     assert not found(browser, "img") and evil in browser.find_element(By.ID, "studies").text and evil in browser.title
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
