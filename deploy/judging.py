@@ -56,28 +56,29 @@ class Judge:
             what = whole(self.corpus, split, self.trials[split])
             outcomes[split] = score_answers(answer, keywords, self.corpus, what, window)
             scored[split] = _compared(outcomes[split], self.fp32[split])
-            is_refused = self._check(scored["val"])
+            if split == "val":
+                lost_more = self._lost_more(scored[split])
         (taken,) = measure([int8], fp32, window=window)
         ratio = {"value": taken.ratio, "low": taken.ratio_low, "high": taken.ratio_high, "marks": list(taken.marks)}
         size = int8.stat().st_size / fp32.stat().st_size
         machine = {**ratio, "machine": device_facts()["cpu"]}
-        entry = {"size_ratio": size, "latency_ratio": machine, "loss_was_accepted": is_refused, **scored}
+        entry = {"size_ratio": size, "latency_ratio": machine, "loss_was_accepted": lost_more, **scored}
         return {
             "int8": entry,
             "scores": {**quality_scores(outcomes["val"]), **quality_scores(outcomes["test"], "test_")},
             "voice_thresholds": voice_thresholds(outcomes["val"]),
         }
 
-    def _check(self, validation: Mapping[str, Any]) -> bool:
-        """Whether it lost more than is allowed."""
+    def _lost_more(self, validation: Mapping[str, Any]) -> bool:
+        """Than is allowed. Raises ValueError where that is not accepted."""
         accuracy, eer = (validation[f"{name}_change"]["value"] for name in ("accuracy", "eer"))
-        is_refused: bool = max(-accuracy, eer) > MOST_LOST
-        if is_refused and not self.accept_loss:
+        lost_more: bool = max(-accuracy, eer) > MOST_LOST
+        if lost_more and not self.accept_loss:
             raise ValueError(
                 f"int8 changes accuracy by {accuracy:+.1f} points and EER by {eer:+.1f} on validation speakers; allowed is a loss "
                 f"of {MOST_LOST}: export fp32, another member, or give --accept-loss"
             )
-        return is_refused
+        return lost_more
 
 
 def _compared(int8: Outcome, fp32: Outcome) -> dict[str, Any]:

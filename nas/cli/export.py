@@ -53,7 +53,6 @@ def export(
         raise ValueError("--negatives are for thresholds, which --no-listen leaves out: give one of them")
     if accept_loss and precision != "int8":
         raise ValueError("--accept-loss is for --precision int8")
-
     if precision not in PRECISIONS:
         raise ValueError(f"--precision is {precision!r}; it is {' or '.join(PRECISIONS)}")
 

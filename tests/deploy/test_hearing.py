@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from listen import Settings
 
 from deploy.bundle import verify_bundle, write_bundle
-from deploy.hearing import Speech, hear, listening
+from deploy.hearing import REFRACTORY, Speech, hear, listening
 from deploy.target import load_target
 from search_spaces.architecture import Architecture
 from trainers.networks.student import Student, save_student
@@ -68,6 +69,10 @@ def test_a_room_s_recording_counts_as_negatives(student: Path, tiny_corpus: Corp
     plain, more = (Speech(corpus=tiny_corpus, noise=None, negatives=part, rates=(180.0,)) for part in ([], room))
     assert "unsupported" in listening(exported(student, tmp_path / "plain", None), plain)["keyword_thresholds"][0]
     assert listening(exported(student, tmp_path / "more", None), more)["keyword_thresholds"][0]["hours_of_negatives"] >= 0.02
+
+
+def test_thresholds_are_chosen_with_the_script_s_own_pause_between_two_events() -> None:
+    assert Settings.refractory == REFRACTORY
 
 
 def listened(bundle: Path, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
