@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from search_spaces.kinds import made_of
+
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320  # one 50 Hz frame
 FRONT_KERNELS = (10, 3, 3, 3, 3, 2, 2)  # HuBERT's and wav2vec 2.0's seven convolutions: receptive field 400 samples,
@@ -19,6 +21,7 @@ BC_UNIT = 32  # channels of its states at scale 1, of its first convolution ther
 BC_STEM = 16
 BC_STAGES = ((8, 2, 1, 1), (12, 2, 2, 2), (16, 4, 2, 4), (20, 4, 1, 8))  # channels at scale 1, blocks, stride over mels, dilation
 BC_STEP = 8  # of a `bc` front's width: so that all of its stages have whole channels
+LARGEST = 1 << 24  # of any size of a network
 EMBEDDING_DIM = 128  # of a student's speaker head
 
 FrontEnd = Literal["wave", "mel", "bc"]
@@ -47,11 +50,14 @@ class _Json:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Raises ValueError when a field is missing (unless it has a default), unknown or not allowed."""
+        """Raises ValueError when a field is missing (unless it has a default), unknown, of another kind or not allowed."""
+        if not isinstance(fields, dict):
+            raise ValueError(f"{cls.__name__} is {fields!r}, no table of fields")
         known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if not {name for name, needed in known.items() if needed} <= set(fields) <= set(known):
             raise ValueError(f"{cls.__name__} has the fields {sorted(known)}, not {sorted(fields)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return made_of(cls, values)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -88,8 +94,9 @@ class Architecture(_Json):
             raise ValueError(f"frame_stride is {self.frame_stride}; allowed are 1 and 2")
         if not len(self.heads) == len(self.ffn_dims) == len(self.kept_layers) >= (self.front_end != "bc"):
             raise ValueError("heads, ffn_dims, kept_layers name one value a layer, and at least one layer unless front_end is 'bc'")
-        if min(self.front_width, self.width, *self.heads, *self.ffn_dims, *self.kept_layers) < 1:
-            raise ValueError("widths, heads, ffn_dims and kept_layers are positive")
+        sizes = self.front_width, self.width, *self.heads, *self.ffn_dims, *self.kept_layers
+        if min(sizes) < 1 or max(sizes) > LARGEST:
+            raise ValueError(f"widths, heads, ffn_dims and kept_layers are positive, and at most {LARGEST}")
         if any(a >= b for a, b in zip(self.kept_layers, self.kept_layers[1:])):
             raise ValueError(f"kept_layers {self.kept_layers} must rise")
         if self.front_end == "bc" and self.front_width % BC_STEP:

@@ -27,6 +27,7 @@ from nas.device.latency import (
 )
 from search_spaces.architecture import Architecture, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
+from search_spaces.kinds import LARGEST, check_kinds, is_of, made_of
 
 FORMAT = 1
 HERE, CARRIED = "here", "carried"
@@ -125,6 +126,9 @@ class Profile:
                 for entry in fields["taken"]
             )
             kept = {name: fields[name] for name in ("target", "threads", "window", "heads", "device", "where", "python")}
+            check_kinds(cls, kept)
+            if not kept["threads"] > 0 < kept["window"]:
+                raise ValueError(f"the profile has {kept['threads']} threads and a window of {kept['window']} samples")
             return cls(**kept, geometry=Geometry.from_dict(fields["geometry"]), taken=taken)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the profile is damaged ({error}): measure the device again") from None
@@ -134,11 +138,12 @@ def measurement_from_dict(fields: Mapping[str, Any]) -> Measurement:
     """Raises ValueError when a figure that models are fitted to is no positive number: it may come from another machine."""
     for name in ("ratio", "ratio_low", "ratio_high", "reference_ms", "peak_memory"):
         figure = fields[name]
-        if not isinstance(figure, int | float) or not 0 < figure < float("inf"):
+        if not is_of(figure, float) or not 0 < figure < LARGEST:
             raise ValueError(f"{name} is {figure!r}")
     if not fields["ratio_low"] <= fields["ratio"] <= fields["ratio_high"]:
         raise ValueError("a ratio lies outside its interval")
-    return Measurement(**{**fields, "marks": tuple(map(str, fields["marks"]))})
+    values = {**fields, "marks": tuple(map(str, fields["marks"]))}
+    return made_of(Measurement, values)
 
 
 @dataclass(frozen=True, kw_only=True)

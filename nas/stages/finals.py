@@ -3,16 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from nas.study.budget import append_line, read_lines
+from nas.study.budget import append_line, records
 from nas.study.candidates import Kind, values_of
 from nas.study.folder import Study
 from nas.study.pareto import non_dominated
 from nas.worker.task import Start
 from search_spaces.architecture import Network, network_from_dict
+from search_spaces.kinds import made_of
 
 Role = Literal["finalist", "teacher", "paper's student", "BC-ResNet", "knee from scratch", "tutor", "as it was"]
 SCRATCH: Role = "knee from scratch"
@@ -58,8 +59,14 @@ class Final:
 
 def read_finals(study: Study) -> list[Final]:
     """The latest record of each training at full length."""
-    lines = [{**line, "architecture": network_from_dict(line["architecture"])} for line in read_lines(study.folder / FINALS_FILE)]
-    return list({line["name"]: Final(**line) for line in lines}.values())
+    return list({final.name: final for final in records(study.folder / FINALS_FILE, _final)}.values())
+
+
+def _final(line: dict[str, Any]) -> Final:
+    """Raises ValueError, KeyError or TypeError for what is none."""
+    marks = tuple(line.get("latency_marks", ()))
+    values = {**line, "architecture": network_from_dict(line["architecture"]), "latency_marks": marks}
+    return made_of(Final, values)
 
 
 def members_of(finals: Sequence[Final]) -> list[Final]:

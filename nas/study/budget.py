@@ -1,15 +1,19 @@
 """What a search may spend and what it has spent, in resource-seconds: one GPU, or one CPU core, for one second."""
 
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from search_spaces.kinds import is_of
+
+Record = TypeVar("Record")
 Resource = Literal["cpu", "gpu"]
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
@@ -48,8 +52,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path, self.totals = path, dict[str, float]()
-        for line in read_lines(path):
-            self._add(str(line["what"]), float(line["seconds"]))
+        for what, seconds in records(path, _charge):
+            self._add(what, seconds)
 
     def charge(self, what: str, resource_seconds: float) -> None:
         self._add(what, resource_seconds)
@@ -118,6 +122,23 @@ def append_line(path: Path, fields: dict[str, Any] | str) -> None:
         file.write(text.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _charge(line: dict[str, Any]) -> tuple[str, float]:
+    seconds = line["seconds"]
+    if not is_of(seconds, float) or not math.isfinite(seconds):
+        raise ValueError(f"seconds is {seconds!r}")
+    return str(line["what"]), float(seconds)
+
+
+def records(path: Path, parse: Callable[[dict[str, Any]], Record]) -> Iterator[Record]:
+    """What the lines written whole are. Raises ValueError, with the file's name, for one that is something else."""
+    for line in read_lines(path):
+        try:
+            yield parse(line)
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} has a line that cannot be read: {reason}") from None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from math import nan
 from typing import Any, Literal, get_args
 
 from search_spaces.architecture import Architecture
+from search_spaces.kinds import made_of
 
 Kind = Literal["measured", "calibrated", "data sheet"]  # how a latency is known
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -56,7 +57,9 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Candidate":
-        return cls(**{**fields, "architecture": Architecture.from_dict(fields["architecture"])})
+        """Raises ValueError or KeyError for what is no candidate."""
+        values = {**fields, "architecture": Architecture.from_dict(fields["architecture"])}
+        return made_of(cls, values)
 
 
 def values_of(scores: Mapping[str, float]) -> list[float]:

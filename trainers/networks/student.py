@@ -21,6 +21,7 @@ from trainers.networks.encoder import SpeechEncoder
 
 ARCHITECTURE_FILE = "architecture.json"
 WEIGHTS_FILE = "weights.safetensors"
+DAMAGED = (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, SafetensorError)  # what their content raises
 
 Matching = Literal["last state", "layer to layer"]
 SMALLEST_VARIANCE = 1e-5
@@ -209,15 +210,13 @@ def load_student(folder: Path) -> Student:
     """Raises ValueError when the folder is not a student."""
     try:
         description = json.loads((folder / ARCHITECTURE_FILE).read_text())
-        student = Student(
-            network_from_dict(description["architecture"]),
-            Geometry.from_dict(description["geometry"]),
-            tuple(description["keywords"]),
-            heads=description.get("heads", "mean"),
-        )
+        network, geometry = network_from_dict(description["architecture"]), Geometry.from_dict(description["geometry"])
+        if geometry != geometry.of_students:
+            raise ValueError(f"{folder} is not a student: its geometry has a teacher's position bias")
+        student = Student(network, geometry, tuple(description["keywords"]), heads=description.get("heads", "mean"))
         student.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} is not a student: {Path(error.filename or WEIGHTS_FILE).name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, *DAMAGED) as error:
         raise ValueError(f"{folder} is not a student: {ARCHITECTURE_FILE} or {WEIGHTS_FILE} is damaged") from error
     return student.eval()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.speech.corpora import FULL_SCALE, Samples
-from trainers.speech.parquet import SILENCE, open_parquet
+from trainers.speech.parquet import SILENCE, open_parquet, readable
 
 SMALLEST_PEAK = 1e-4  # of full scale: below it a clip is silent
 LARGEST_PEAK = 2.0  # of full scale: a float file that is louder is in another scale; up to there peaks are clipped
@@ -139,7 +139,7 @@ def _decode_file(path: Path, table: pa.Table, folder: Path, progress: Callable[[
 
 
 def _audio(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    with open_parquet(path, ["audio"]) as file:
+    with open_parquet(path, ["audio"]) as file, readable(path):
         for batch in file.iter_batches(BATCH_ROWS, columns=["audio"]):
             yield from batch["audio"].to_pylist()
 

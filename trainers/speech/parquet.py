@@ -38,18 +38,29 @@ SCHEMA = pa.schema(
 
 
 def open_parquet(path: Path, required: Iterable[str]) -> pq.ParquetFile:
-    """Raises ValueError when the file is missing, is not Parquet or lacks a required column."""
+    """Raises ValueError when the file is missing, is damaged, is not Parquet or lacks a required column."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
-        # without pre-buffering a file that is one huge row group is read page by page
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        with readable(path):
+            # without pre-buffering a file that is one huge row group is read page by page
+            file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except pa.ArrowException:
         raise ValueError(f"{path} is not a Parquet file") from None
     missing = [name for name in required if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
     return file
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Around what reads of an opened file: raises ValueError where its bytes are damaged, which pyarrow tells as an OSError."""
+    try:
+        yield
+    except (OSError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged, or cannot be read: {said}") from None
 
 
 @contextmanager
@@ -94,7 +105,8 @@ def read_columns(path: Path) -> tuple[pa.Table, list[str]]:
             raise ValueError(f"{path}: column audio is {audio}, not struct<bytes: binary, path: string>")
         if not file.metadata.num_rows:
             raise ValueError(f"{path} has no rows")
-        return text_columns(path, file.read(list(COLUMNS)), COLUMNS)
+        with readable(path):
+            return text_columns(path, file.read(list(COLUMNS)), COLUMNS)
 
 
 def check_columns(columns: Mapping[str, NDArray[np.object_]], of: str) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from trainers.speech.columns import text_columns
 from trainers.speech.corpora import SPLITS, Corpus
-from trainers.speech.parquet import open_parquet, whole_file
+from trainers.speech.parquet import open_parquet, readable, whole_file
 from trainers.speech.trials import Trials, as_trials, draw_trials, joined, make_trials
 
 SCHEMA = pa.schema({"split": pa.string(), "enrol_id": pa.string(), "test_id": pa.string(), "same_speaker": pa.bool_()})
@@ -60,7 +60,7 @@ def load_trials(path: Path, corpus: Corpus) -> dict[str, Trials]:
     Raises ValueError when the file is not in the format, when a trial names a clip that is not in the corpus or of another split,
     when the trials are of several corpora or may be, and when one contradicts the corpus about the speakers.
     """
-    with open_parquet(path, COLUMNS) as file:
+    with open_parquet(path, COLUMNS) as file, readable(path):
         table = file.read(list(COLUMNS))
     texts = text_columns(path, table, COLUMNS[:3])[0].to_pydict()
     trials: list[Listed] = list(zip(*texts.values(), table[COLUMNS[3]].to_pylist(), strict=True))
