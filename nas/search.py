@@ -25,12 +25,13 @@ from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
 from nas.worker.context import Context
+from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
 
 def search(study: Study, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
-    """Runs or continues a study; returns its front. Ctrl-C writes the front so far and passes on.
+    """Runs or continues a study; returns its front. Ctrl-C and SIGTERM write the front so far and pass on.
 
     Raises ValueError for what the user can mend, before anything is spent where that can be known.
     """
@@ -39,7 +40,10 @@ def search(study: Study, console: Console, *, ray_address: str | None = None) ->
         check_members(study)
         cluster.connect(ray_address)
         cluster.workers(config, budget)
-        with tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking:
+        with (
+            ended_by_sigterm(study.folder),
+            tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking,
+        ):
             context = sized(prepare(study, budget, console), budget)
             try:
                 with watched(f"srlnas search --resume {config.name}"):

@@ -31,6 +31,7 @@ from nas.tracking.mirror import tracked
 from nas.tracking.registry import resolve_model
 from nas.worker import cluster
 from nas.worker.context import MODEL, Context, embedded_corpus
+from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_alone
@@ -76,7 +77,10 @@ def tune(study: Study, console: Console, *, ray_address: str | None = None) -> d
     with study.locked():
         cluster.connect(ray_address)
         cluster.workers(config, budget)
-        with tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking:
+        with (
+            ended_by_sigterm(study.folder),
+            tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking,
+        ):
             context = sized(prepare(study, budget, console), budget)
             with watched(f"srlnas tune --resume {config.name}"):
                 _run(context, cluster.account_of(context.study, budget), console)
@@ -146,7 +150,7 @@ def _finals(study: Study, architecture: Architecture, plan: TuningPlan) -> list[
 
 def _train(context: Context, account: Account, final: Final, plan: TuningPlan, console: Console) -> None:
     study = context.study
-    cores = 0.0 if final.source else cluster.cores_alone(plan.cores)
+    cores = 0.0 if final.source else cluster.cores_alone(study.config, plan.cores)
     task = Task(
         study=str(study.folder.resolve()),
         name=final.name,

@@ -1,23 +1,13 @@
 """`srlnas export` and `srlnas verify`: what leaves for a device, and what arrived there."""
 
-import dataclasses
-import math
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nas.cli.options import TrackingUri, numbers
-
-if TYPE_CHECKING:
-    from deploy.hearing import Speech
-    from deploy.judging import Judge
-
-PRECISIONS = "fp32", "int8"
 
 
 def export(
@@ -40,41 +30,18 @@ def export(
     """Export a model for its device, checked against the trained student on real clips."""
     from deploy.bundle import manifest_hash
     from deploy.card import int8_lines, keyword_lines
-    from nas.report.listening import judge_of, speech_of
-    from nas.report.publish import export_model
-    from nas.study.budget import in_words
-    from nas.study.progress import console, progress
-    from nas.tracking.connection import default_tracking_uri
+    from nas.api import export as write
 
-    rates = numbers(false_alarms, "--false-alarms", float)
-    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or len(set(rates)) < len(rates):
-        raise ValueError(f"--false-alarms is {false_alarms!r}: each rate is a number above zero, and stands there once")
-    if negatives and not listen:
-        raise ValueError("--negatives are for thresholds, which --no-listen leaves out: give one of them")
-    if accept_loss and precision != "int8":
-        raise ValueError("--accept-loss is for --precision int8")
-    if precision not in PRECISIONS:
-        raise ValueError(f"--precision is {precision!r}; it is {' or '.join(PRECISIONS)}")
-
-    def judge(provenance: Mapping[str, Any]) -> "Judge | None":
-        return judge_of(provenance, accept_loss) if precision == "int8" else None
-
-    with ExitStack() as stack:
-
-        def speech(provenance: Mapping[str, Any]) -> "Speech | None":
-            try:
-                found = speech_of(provenance, negatives or [], rates)
-            except ValueError as error:
-                if negatives:
-                    raise
-                typer.echo(f"no thresholds are chosen for keywords: {error}")
-                return None
-            title, words = "listening to speech of the study", lambda seconds: f"{in_words(seconds)} of it"
-            tick = stack.enter_context(progress(console(), title, words))
-            return dataclasses.replace(found, progress=tick)
-
-        exports, uri = Path("deploy/exports"), tracking_uri or default_tracking_uri()
-        bundle = export_model(model, name, uri, exports, speech if listen else lambda provenance: None, judge)
+    bundle = write(
+        model,
+        name=name,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        accept_loss=accept_loss,
+        listen=listen,
+        negatives=negatives or (),
+        false_alarms=numbers(false_alarms, "--false-alarms", float),
+        tracking_uri=tracking_uri,
+    )
     parity = bundle.manifest["parity"]
     difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
     typer.echo(

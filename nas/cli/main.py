@@ -13,9 +13,10 @@ import typer
 
 from nas.cli.data import data_app
 from nas.cli.export import export, verify
-from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, read_recipe, study_inputs
+from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, exit_code, read_recipe
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
+from nas.cli.studies import studies
 from nas.cli.teacher import teacher_app
 from nas.cli.tune import tune
 
@@ -29,6 +30,7 @@ app.add_typer(teacher_app, name="teacher")
 app.add_typer(profile_app, name="profile")
 app.command()(reproduce)
 app.command()(tune)
+app.command()(studies)
 app.command()(export)
 app.command()(verify)
 
@@ -78,33 +80,37 @@ def search(
     gpus: Annotated[
         float, typer.Option(help="GPUs of one worker, fractions too; default with a GPU budget: as its memory allows, measured.")
     ] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Trainings at once at most; default: what the cluster has room for.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Of the cluster, that trainings hold at most, beside other studies: 0.5; default: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of proposals, weights and batches.")] = 0,
     targets: Annotated[str, typer.Option(help="Teacher states: auto, cached, online.")] = "auto",
     cache: Annotated[str, typer.Option(help="Folder for decoded audio, teacher states and references.")] = "studies/.cache",
-    resume: Annotated[str | None, typer.Option(help="Continue this study; other options are then its own.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue this study; --budget, --workers, --share may be new.")] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for students within a budget and log the front to MLflow."""
-    from nas.planning.preparation import check_config, check_target
-    from nas.search import search as run_search
+    from nas.api import search as run_search
     from nas.study.config import StudyConfig
-    from nas.study.folder import create_study, open_study
-    from nas.study.progress import console
+    from nas.study.folder import open_study
 
+    study: StudyConfig | str
     if resume is not None:
-        study = open_study(resume)
-        if budget is not None:
-            study = study.with_budget(budget)
+        study = resume
     else:
-        budget = budget or "30cpu-minutes"
-        config = StudyConfig(
+        study = StudyConfig(
             name=name or f"{space}-{time.strftime('%Y%m%d-%H%M%S')}",
             space=space,
-            **study_inputs(teacher, data, trials, noise, target, cache),
-            budget=budget,
+            teacher=teacher,
+            data=tuple(data or ()),
+            trials=tuple(trials or ()),
+            noise=noise,
+            target=target,
+            cache=cache,
             max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
             max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),
             max_memory=quantity(max_memory, {"kB": 1e3, "MB": 1e6, "GB": 1e9}, "--max-memory"),
@@ -124,17 +130,15 @@ def search(
             tracking_uri=tracking_uri,
             recipe=read_recipe(recipe, batch),
         )
-        check_config(config, ray_address)
-        check_target(config)
-        study = create_study(config)
+    named = study if isinstance(study, str) else study.name
     try:
-        front = run_search(study, console(), ray_address=ray_address)
-    except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; the front so far is in {study.folder}/front.json; continue with:")
-        typer.echo(f"  srlnas search --resume {study.config.name}")
-        raise typer.Exit(INTERRUPTED) from None
+        front = run_search(study, budget=budget, workers=workers, share=share, ray_address=ray_address)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"\ninterrupted; the front so far is in studies/{named}/front.json; continue with:")
+        typer.echo(f"  srlnas search --resume {named}")
+        raise typer.Exit(exit_code(stop)) from None
     print_front(front)
-    typer.echo(next_steps(study.config.name, study.config.tracking_uri))
+    typer.echo(next_steps(named, open_study(named).config.tracking_uri))
 
 
 def print_front(front: dict[str, Any]) -> None:
@@ -178,14 +182,13 @@ def front(
     html: Annotated[Path | None, typer.Option(help="Write a page to this file, several studies laid over one another.")] = None,
 ) -> None:
     """Print the front of a study, finished or not, or write the page of several."""
-    from nas.report.front import FRONT_FILE, build_front
+    from nas.api import front as front_of
     from nas.report.page import write_page
     from nas.study.folder import open_study
 
     names: list[str | None] = [*studies] if studies else [None]
     opened = [open_study(name, commands=("search", "tune")) for name in names]
-    written = [study.read_json(FRONT_FILE) for study in opened]
-    fronts = [known if known and known["stage"] == "final" else build_front(study) for known, study in zip(written, opened)]
+    fronts = [front_of(study) for study in opened]
     if html:
         typer.echo(f"{write_page(fronts, html)}: open it in a browser")
         return

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -21,6 +21,11 @@ RecipeFile = Annotated[
     Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")
 ]
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Of a command that was ended and can go on: by Ctrl-C, or by SIGTERM, which has one of its own."""
+    return int(getattr(stop, "exit_code", INTERRUPTED))
 
 
 def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
@@ -42,22 +47,3 @@ def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
     return Recipe.from_dict(fields | ({"batch": batch} if batch is not None else {}))
-
-
-def study_inputs(
-    teacher: str, data: list[str] | None, trials: list[str] | None, noise: str | None, target: str, cache: str
-) -> dict[str, Any]:
-    """The inputs of a study as fields of its configuration, with paths that hold from any folder."""
-    from trainers.teacher.folder import absolute_source
-
-    def absolute(path: str) -> str:
-        return str(Path(path).resolve())
-
-    return {
-        "teacher": absolute_source(teacher),
-        "data": tuple(absolute(path) for path in data or ()),
-        "trials": tuple(absolute(path) for path in trials or ()),
-        "noise": absolute(noise) if noise else None,
-        "target": absolute(target) if target.endswith(".toml") else target,
-        "cache": absolute(cache),
-    }

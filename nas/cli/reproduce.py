@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import INTERRUPTED, TRIALS_HELP, RecipeFile, TrackingUri, numbers, read_recipe, study_inputs
+from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, exit_code, numbers, read_recipe
 
 if TYPE_CHECKING:
     from search_spaces.architecture import Architecture
@@ -65,7 +65,12 @@ def reproduce(
         )
         config = StudyConfig(
             name=name,
-            **study_inputs(teacher, data, trials, noise, target, cache),
+            teacher=teacher,
+            data=tuple(data or ()),
+            trials=tuple(trials or ()),
+            noise=noise,
+            target=target,
+            cache=cache,
             budget="1gpu-days" if gpus else "1cpu-days",
             distill_steps=steps if distill_steps is None else distill_steps,
             finetune_steps=steps,
@@ -73,14 +78,14 @@ def reproduce(
             gpus=gpus,
             tracking_uri=tracking_uri,
             recipe=read_recipe(recipe, batch),
-        )
+        ).absolute()
         check_config(config, ray_address)
         study = new_experiment(config, experiment)
     try:
         run(study, experiment, console(), ray_address=ray_address)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; continue with:\n  srlnas reproduce --resume {study.config.name}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None
     typer.echo((study.folder / "paper.md").read_text())
     typer.echo(f"{study.folder}/paper.md, paper.json; runs in MLflow: srlnas ui")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import INTERRUPTED, TrackingUri
+from nas.cli.options import TrackingUri, exit_code
 
 
 def tune(
@@ -54,9 +54,9 @@ def tune(
         )
     try:
         front = run(study, console(), ray_address=ray_address)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; continue with:\n  srlnas tune --resume {study.config.name}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None
     print_front(front)
     server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     made = f"models:/{front['tuned_from']['registered']}@tuned"

@@ -21,6 +21,7 @@ from nas.study.folder import Study
 from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
 from nas.worker import cluster
+from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
@@ -36,7 +37,7 @@ def reproduce(study: Study, experiment: Experiment, console: Console, *, ray_add
     with study.locked():
         cluster.connect(ray_address)
         account = cluster.account_of(study, budget)
-        with tracked(config.tracking_uri, config.name) as tracking:
+        with ended_by_sigterm(study.folder), tracked(config.tracking_uri, config.name) as tracking:
             context = prepare(study, budget, console)
             with progress(console, "trainings") as tick:
                 reproduction = Reproduction(context, experiment, account, tick, console.print)

@@ -34,7 +34,7 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):
         pace = probe(context, space)
         if account.budget.resource == "cpu" and (config.recipe.tutor_weight or config.warm_start != "off"):
-            pace = with_cores(context, pace, min(cluster.cores_of_a_node(), round(on_driver)))
+            pace = with_cores(context, pace, min(cluster.cores_of_a_node(config), round(on_driver)))
     plan = make_plan(config, account.budget, study.ledger.spent, pace, sizes(context, space))
     study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
     return plan, pace

@@ -37,7 +37,7 @@ def planned_tuning(context: Context, architecture: Architecture, account: Accoun
     with study.ledger.timing(PROBE, on_driver), threads(config.cpus):
         pace = probe(context, space)
         if account.budget.resource == "cpu":
-            pace = with_cores(context, pace, min(cluster.cores_of_a_node(), round(on_driver)), architecture)
+            pace = with_cores(context, pace, min(cluster.cores_of_a_node(config), round(on_driver)), architecture)
     tutors = {} if has_tutor else tutoring(config, account.resources, pace, sizes(context, space))
     plan = plan_tuning(pace, training_macs(context, architecture), account, tutors, config.finetune_steps)
     study.write_json(PLAN_FILE, asdict(plan))

@@ -34,7 +34,7 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         shutil.copy(source, path)
         return
     tutor = TUTOR if plan.tutor_steps else None
-    cores = cores_alone(plan.alone_cores)
+    cores = cores_alone(study.config, plan.alone_cores)
     task = json.dumps({"study": str(study.folder.resolve()), "steps": plan.shared_steps, "tutor": tutor, "cpus": cores or None})
     expected = plan.shared_seconds
     report = run_alone(task, study.config, account, what=SPENT_ON, expected=expected, tick=tick, cores=cores, function=train_shared)

@@ -29,7 +29,7 @@ def prepare_tutor(
     final = Final(name=TUTOR, role="tutor", architecture=architecture, start="teacher", distill_steps=0, finetune_steps=steps)
     if kept_report(context, final):
         return
-    cores = cores_alone(cores)
+    cores = cores_alone(context.study.config, cores)
     task = _task(context, final, cores)
     report = run_alone(task, study.config, account, what=TUTOR, expected=seconds, tick=tick, cores=cores)
     if "error" in report:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from nas.study.budget import Budget
+from search_spaces.kinds import made_of
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Mode
+from trainers.teacher.folder import absolute_source
 
 Sampler = Literal["gp", "optuna-gp", "tpe", "nsga2", "random"]
 
@@ -30,7 +32,7 @@ class StudyConfig:
     warm_start: whether candidates begin with the weights of a shared student: on, off, auto, or the file of another study's.
     full_length: a finalist's and a reference's steps over a candidate's. finalists: how many at most.
     target_windows: at most so many windows of teacher states. cpus, gpus: of one worker; with a budget of
-    GPUs, 0 is a share of one that is measured.
+    GPUs, 0 is a share of one that is measured. workers: trainings at once at most; share: of the cluster, that they hold at most.
     cache: decoded audio, teacher states, references; on every node the same path, filled there when missing.
     learn_from: studies in `studies/` whose candidates proposals learn of.
     recipe: how everything is trained, a table of its own in the file.
@@ -60,6 +62,8 @@ class StudyConfig:
     target_windows: int = 8000
     cpus: float = 1.0
     gpus: float = 0.0
+    workers: int | None = None
+    share: float = 1.0
     learn_from: tuple[str, ...] = ()
     seed: int = 0
     tracking_uri: str | None = None
@@ -78,9 +82,11 @@ class StudyConfig:
         for name, least in (("full_length", 1), ("reduction", 2), ("finalists", 1), ("target_windows", 1), ("cpus", 0.01)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}")
-        for name, least in (("candidates", 1), ("distill_steps", 0), ("finetune_steps", 1), ("rungs", 1)):
+        for name, least in (("candidates", 1), ("distill_steps", 0), ("finetune_steps", 1), ("rungs", 1), ("workers", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; it is at least {least}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it is above 0 and at most 1")
         for name, kinds in (("targets", Mode), ("sampler", Sampler)):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")
@@ -95,6 +101,22 @@ class StudyConfig:
     def held(self, budget: Budget) -> float:
         """What one worker holds of the budget's resource."""
         return self.gpus if budget.resource == "gpu" else self.cpus
+
+    def absolute(self) -> Self:
+        """With paths that hold from any folder, on every node."""
+
+        def whole(path: str) -> str:
+            return str(Path(path).resolve())
+
+        return dataclasses.replace(
+            self,
+            teacher=absolute_source(self.teacher),
+            data=tuple(map(whole, self.data)),
+            trials=tuple(map(whole, self.trials)),
+            noise=whole(self.noise) if self.noise else None,
+            target=whole(self.target) if self.target.endswith(".toml") else self.target,
+            cache=whole(self.cache),
+        )
 
     def write(self, path: Path) -> None:
         """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
@@ -114,10 +136,14 @@ class StudyConfig:
         if unknown := set(fields) - known:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")
         recipe = Recipe.from_dict(fields.get("recipe", {}))
-        trials = fields.get("trials", ())
-        lists = {name: tuple(fields.get(name, ())) for name in ("data", "learn_from")}
-        lists["trials"] = (trials,) if isinstance(trials, str) else tuple(trials)
-        return cls(**{**fields, **lists, "recipe": recipe})
+        lists = {name: _listed(fields.get(name, ())) for name in ("data", "learn_from", "trials")}
+        values = {**fields, **lists, "recipe": recipe}
+        return made_of(cls, values)
+
+
+def _listed(value: Any) -> Any:
+    """TOML has lists for tuples; one path alone was written without one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 def _toml(fields: Mapping[str, Any]) -> list[str]:

@@ -1,20 +1,20 @@
 """The study folder: what was asked (study.toml), what happened (candidates.jsonl, ledger.jsonl), what came out (front.json)."""
 
-import fcntl
 import json
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nas.study.budget import Ledger, append_line, parse_budget, read_lines
+from nas.study.budget import Ledger, append_line, parse_budget, records
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig, check_name
+from nas.study.lease import held
 
 STUDIES = Path("studies")
+COMMANDS = ("search", "tune", "reproduce")  # that have a study folder
 EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
 LINEAGE_FILE = "lineage.json"  # in the folder of `srlnas tune`
 
@@ -52,9 +52,12 @@ class Study:
 
     def history(self) -> Iterator[Candidate]:
         """Every recorded change of state, in order: what each candidate scored on each of its rungs."""
-        return map(Candidate.from_dict, read_lines(self.folder / "candidates.jsonl"))
+        return records(self.folder / "candidates.jsonl", Candidate.from_dict)
 
     def weights_folder(self, name: str) -> Path:
+        """Raises ValueError for a name that leaves the folder."""
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"{self.folder} names the student {name!r}: a name has no slashes")
         return self.folder / "students" / name
 
     def read_json(self, name: str) -> Any:
@@ -68,20 +71,9 @@ class Study:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
         unfinished.replace(self.folder / name)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Raises ValueError while another process runs this study."""
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is running the study {self.config.name}") from None
-            except OSError as error:
-                warnings.warn(
-                    f"{self.folder} is on a file system without locks ({error.strerror}): let no other process run this study",
-                    stacklevel=3,
-                )
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """For a block of work in the main thread. Raises ValueError while another process runs this study, here or elsewhere."""
+        return held(self.folder, self.config.name)
 
 
 def create_study(config: StudyConfig, studies: Path = STUDIES) -> Study:

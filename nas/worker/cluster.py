@@ -1,5 +1,6 @@
 """Ray: connecting to it, and what it has."""
 
+import math
 import os
 import secrets
 import shlex
@@ -41,6 +42,7 @@ def connect(address: str | None = None) -> None:
     own_ray.quiet()
     if address in (None, "", "local"):  # Ray itself would join any cluster that it finds on this machine
         _secret()
+        own_ray.stay_on_loopback()
         ray.init(address="local", runtime_env=_interpreter(), **common)
         return
     del common["include_dashboard"]
@@ -91,7 +93,8 @@ def check_answers(address: str) -> None:
 
 
 def workers(config: StudyConfig, budget: Budget) -> int:
-    """How many trainings run at once. Raises ValueError when the cluster cannot run one, or lacks the budget's resource."""
+    """How many trainings of the study run at once: of what the cluster can run its share, at least one. Raises ValueError when the
+    cluster cannot run one, or lacks the budget's resource."""
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
     if budget.resource == "gpu" and not gpus:
@@ -104,18 +107,21 @@ def workers(config: StudyConfig, budget: Budget) -> int:
         raise ValueError(
             f"a worker of {config.cpus:g} CPUs and {share:g} GPUs is more than the cluster has ({cpus:g} and {gpus:g})"
         )
-    return int(possible)
+    return min(max(1, int(config.share * possible)), config.workers or sys.maxsize)
 
 
-def cores_of_a_node() -> int:
-    """Of the only node; 1 on a cluster of several, where others may hold a core of each, and all of one would never come."""
+def cores_of_a_node(config: StudyConfig) -> int:
+    """That a training of the study may hold alone. 1 on a cluster of several nodes, where others may hold a core of each, and all
+    of one would never come."""
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return int(nodes[0]) if len(nodes) == 1 else 1
+    if len(nodes) != 1:
+        return 1
+    return max(1, int(min(config.share * nodes[0], (config.workers or math.inf) * config.cpus)))
 
 
-def cores_alone(planned: float) -> float:
+def cores_alone(config: StudyConfig, planned: float) -> float:
     """What a training that runs alone holds, 0: a worker's cores, where the study goes on with fewer than were planned."""
-    return planned if planned <= cores_of_a_node() else 0.0
+    return planned if planned <= cores_of_a_node(config) else 0.0
 
 
 def account_of(study: Study, budget: Budget) -> Account:

@@ -42,6 +42,13 @@ def what_ray_wrote() -> str:
     return ""
 
 
+def stay_on_loopback() -> None:
+    """Ray on Linux listens on all addresses of the machine, and takes 127.0.0.1 for a wish to be reached. As on systems where it
+    forms no clusters, it is then reached from this machine alone."""
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # of the processes that it starts
+
+
 def quiet() -> None:
     """What Ray pushes to its driver's terminal, hundreds of lines of a raylet's log, is in its log files too."""
     ray._private.worker.print_to_stdstream = lambda *data, **options: None

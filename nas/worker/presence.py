@@ -46,6 +46,14 @@ def present(task: str) -> Iterator[None]:
         end.set()
 
 
+def is_present(file: Path) -> bool:
+    """Whether a training gave a sign of life lately; the file is taken away when it has ended."""
+    try:
+        return time.time() - file.stat().st_mtime < SILENCE
+    except OSError:
+        return False
+
+
 class Arrival:
     """In the driver, of one training that was handed to Ray."""
 

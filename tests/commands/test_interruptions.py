@@ -128,6 +128,26 @@ def test_workers_that_are_killed_lose_nothing(on_known_machine: Path, tiny_searc
     assert not (study / "tuned").exists()
 
 
+def test_sigterm_asks_to_be_continued(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    """As Slurm and Kubernetes send it. By the exit code a scheduler knows that the study goes on, and nothing is left behind that
+    would keep it from that."""
+    arguments = ["search", *tiny_search, "--steps", "1000", "--candidates", "1", "--cpus", "2", "--name", "ended"]
+    study = on_known_machine / "studies/ended"
+    options: Any = {"env": {**os.environ, "SRLNAS_CHECKPOINT_SECONDS": "1"}, "text": True, "start_new_session": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": on_known_machine}
+    started = subprocess.Popen([*SRLNAS, *arguments, *without_a_tutor(on_known_machine)], **options)
+    until(started, lambda: any(study.glob("distilled/candidate-0*")))
+    os.kill(started.pid, signal.SIGTERM)
+    out, err = started.communicate()
+    assert started.returncode == 75, out + err
+    assert "srlnas search --resume ended" in out and "Traceback" not in err
+    assert (study / "distilled/candidate-0.safetensors").is_file()
+    assert not (study / "ending").exists() and not (study / "driver.json").exists()
+    assert [candidate.state for candidate in open_folder(study).candidates()] == ["running"]
+    listed = json.loads(srlnas(on_known_machine, "studies", "--json").stdout)
+    assert [(row["name"], row["state"]) for row in listed] == [("ended", "to continue")]
+
+
 @pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_ray_that_dies_is_said_in_a_line(part: str, on_known_machine: Path, tiny_search: Options) -> None:
     """With the command that goes on; what its candidate had used is paid, and no more."""

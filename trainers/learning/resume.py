@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 GENERATORS = "generator."
+CHECKPOINT_ASKED = "ending"  # a file beside the folders of checkpoints: whoever trains is to write one now
+ASKING = 0.5  # seconds between two looks for it
 FORMAT = 1  # of the files; those of before it was written down have none
 ABOUT = ("format", "tensors")  # of a file's metadata, what is about the file
 
@@ -33,9 +35,11 @@ class Checkpoint:
     of: int
     clock: Callable[[], float] = time.monotonic
     written: float = field(init=False)
+    looked: float = field(init=False)
+    was_asked: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.written = self.clock()
+        self.written = self.looked = self.clock()
 
     def read(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
         """Into what trains; returns the steps that are done. What follows is then what would have followed.
@@ -55,9 +59,16 @@ class Checkpoint:
         return position["steps"]
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Writes it where the last time is long ago."""
-        if self.clock() - self.written >= interval():
+        """Writes it where the last time is long ago, or where it is asked for, once."""
+        if self.clock() - self.written >= interval() or self._is_asked():
             self.write(model, optimizer, steps)
+
+    def _is_asked(self) -> bool:
+        if self.was_asked or self.clock() - self.looked < ASKING:
+            return False
+        self.looked = self.clock()
+        self.was_asked = (self.path.parent.parent / CHECKPOINT_ASKED).exists()
+        return self.was_asked
 
     def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         write_state(self.path, model, optimizer, {"steps": steps, "of": self.of})

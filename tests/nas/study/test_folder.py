@@ -1,12 +1,10 @@
 """The study folder: configuration, record of candidates, locking, errors."""
 
-import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nas.study.budget import append_line
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
 from nas.study.folder import create_study, open_study
@@ -44,7 +42,17 @@ def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    "fields", [{"target_windows": 0}, {"finalists": 0}, {"candidates": 0}, {"targets": "later"}, {"name": "../a"}]
+    "fields",
+    [
+        {"target_windows": 0},
+        {"share": 0},
+        {"share": 1.5},
+        {"workers": 0},
+        {"finalists": 0},
+        {"candidates": 0},
+        {"targets": "later"},
+        {"name": "../a"},
+    ],
 )
 def test_values_out_of_range_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
@@ -81,27 +89,6 @@ def test_a_raised_budget_is_written_down(tmp_path: Path) -> None:
     assert open_study("a", tmp_path).config.budget == "2cpu-hours"
     with pytest.raises(ValueError, match="does not parse"):
         study.with_budget("much")
-
-
-def test_one_process_runs_a_study(tmp_path: Path) -> None:
-    study = create_study(StudyConfig(name="a"), tmp_path)
-    with study.locked(), pytest.raises(ValueError, match="another process"), study.locked():
-        pass
-    with study.locked():
-        append_line(study.folder / "candidates.jsonl", {})
-
-
-def test_a_file_system_without_locks_is_told_from_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = create_study(StudyConfig(name="demo"), tmp_path)
-    with study.locked(), pytest.raises(ValueError, match="another process is running the study demo"), study.locked():
-        pass
-
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.warns(UserWarning, match="without locks .No locks available"), study.locked():
-        pass
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Connecting to Ray: what is handed to it, and which cluster is meant."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -36,3 +37,29 @@ def test_a_long_temporary_folder_leaves_room_for_rays_sockets(monkeypatch: pytes
     cluster.connect()
     assert os.environ["RAY_TMPDIR"] == "/tmp"
     monkeypatch.delenv("RAY_TMPDIR")
+
+
+LISTENING = """
+import os, time
+from pathlib import Path
+import ray
+import psutil  # which Ray brings
+from nas.worker import cluster
+cluster.connect()
+ray.get(ray.remote(lambda: None).remote())
+ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+names = {process.name() for process in ours}
+assert {"gcs_server", "raylet"} <= names, names
+for process in ours:
+    for socket in process.net_connections("inet"):
+        if socket.status == "LISTEN":
+            print(socket.laddr.ip)
+"""
+
+
+def test_what_a_search_starts_is_reached_from_this_machine_alone() -> None:
+    """Ray on Linux listens on all addresses by itself."""
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    addresses = done.stdout.split()
+    assert len(addresses) >= 4 and all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in addresses), addresses

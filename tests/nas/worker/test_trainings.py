@@ -41,12 +41,13 @@ def test_a_training_alone_holds_all_its_cores_and_pays_for_them(node_of_two_core
 
     account = Account(budget=parse_budget("1cpu-hours"), ledger=Ledger(tmp_path / "ledger.jsonl"), resources=1.0, workers=2)
     heard = list[tuple[float, float]]()
-    for cores, held in ((cluster.cores_alone(2.0), 2.0), (cluster.cores_alone(4.0), 1.0)):  # four are more than there are
+    study = StudyConfig(name="a")
+    for cores, held in ((cluster.cores_alone(study, 2.0), 2.0), (cluster.cores_alone(study, 4.0), 1.0)):  # four are too many
         heard.clear()
         before = account.ledger.spent
         task = json.dumps({"study": str(tmp_path), "name": f"tutor-{held:g}"})
         said = {"what": "tutor", "expected": 1.0, "tick": lambda *seconds: heard.append(seconds)}
-        report = run_alone(task, StudyConfig(name="a"), account, cores=cores, function=train, **said)
+        report = run_alone(task, study, account, cores=cores, function=train, **said)
         spent = account.ledger.spent - before
         assert report["cpus"] == held
         assert held * report["seconds"] <= spent + 0.1 < held * (report["seconds"] + 20)
@@ -54,8 +55,21 @@ def test_a_training_alone_holds_all_its_cores_and_pays_for_them(node_of_two_core
     assert account.spent_on("tutor") == pytest.approx(account.ledger.spent)
 
 
+@pytest.mark.parametrize(
+    ("share", "most", "at_once", "cores"), [(1.0, None, 2, 2), (0.5, None, 1, 1), (0.1, None, 1, 1), (1.0, 1, 1, 1), (1.0, 9, 2, 2)]
+)
+def test_a_study_holds_its_share_of_the_cluster(
+    node_of_two_cores: Cluster, share: float, most: int | None, at_once: int, cores: int
+) -> None:
+    """Beside other studies; one training at least."""
+    study = StudyConfig(name="a", share=share, workers=most)
+    assert cluster.workers(study, parse_budget("1cpu-hours")) == at_once
+    assert cluster.cores_of_a_node(study) == cores
+
+
 def test_of_several_nodes_none_is_taken_whole(node_of_two_cores: Cluster) -> None:
     """Others may hold a core of each."""
-    assert cluster.cores_of_a_node() == 2
+    study = StudyConfig(name="a")
+    assert cluster.cores_of_a_node(study) == 2
     node_of_two_cores.add_node(num_cpus=4)
-    assert cluster.cores_of_a_node() == 1 and cluster.cores_alone(2.0) == 0
+    assert cluster.cores_of_a_node(study) == 1 and cluster.cores_alone(study, 2.0) == 0

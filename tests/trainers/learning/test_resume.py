@@ -16,7 +16,7 @@ from trainers.learning.batches import Augmentation
 from trainers.learning.distill import distill, distiller
 from trainers.learning.finetune import finetune, one_cycle
 from trainers.learning.recipe import Recipe
-from trainers.learning.resume import Checkpoint, PassedOver, read_position
+from trainers.learning.resume import CHECKPOINT_ASKED, Checkpoint, PassedOver, read_position
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
@@ -203,3 +203,21 @@ def test_the_rates_are_those_of_torchs_one_cycle(updates: int) -> None:
         assert [one_cycle(update, updates, rate) for rate in highest] == [group["lr"] for group in optimizer.param_groups]
         optimizer.step()
         schedule.step()
+
+
+def test_who_is_asked_writes_once_whatever_the_time(targets: Targets, tmp_path: Path) -> None:
+    """By a file beside the folder of checkpoints; it is looked for now and then, so that a slow file system is left alone."""
+    clock, student = Course(), built(targets, STUDENT)
+    checkpoint, optimizer = kept(tmp_path / "tuned/a.safetensors", clock), distiller(student, Recipe())
+
+    def keep(steps: int, *, seconds: float) -> int:
+        clock.now += seconds
+        checkpoint.keep(student, optimizer, steps)
+        return read_position(checkpoint.path).get("steps", 0)
+
+    assert keep(1, seconds=1.0) == 0
+    (tmp_path / CHECKPOINT_ASKED).touch()
+    assert keep(2, seconds=0.01) == 0
+    assert keep(3, seconds=1.0) == 3
+    assert keep(4, seconds=1.0) == 3
+    assert keep(5, seconds=60.0) == 5
