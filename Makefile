@@ -3,7 +3,7 @@ BUDGET ?= 25cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu install clean
+.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu bench-fuzz bench-survive install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -34,6 +34,12 @@ bench-overhead: install
 
 bench-gpu: install
 	$(RUN)/python tests/benchmarks/bench_gpu.py
+
+bench-fuzz: install
+	$(RUN)/python tests/benchmarks/bench_fuzz.py
+
+bench-survive: install
+	$(RUN)/python -P tests/benchmarks/bench_survive.py
 
 lint: install
 	$(RUN)/ruff check .
