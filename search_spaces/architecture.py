@@ -182,6 +182,12 @@ class Geometry(_Json):
     position_table: int = 0
     mel_bins: int = MEL_BINS
 
+    def __post_init__(self) -> None:
+        if min(self.head_dim, self.position_groups, self.mel_bins, *self.conv_dims) < 1:
+            raise ValueError("head_dim, conv_dims, position_groups and mel_bins are positive")
+        if min(self.position_kernel, self.relative_buckets, self.relative_distance, self.position_table) < 0:
+            raise ValueError("position_kernel, position_table, relative_buckets and relative_distance are not negative")
+
     def frames(self, samples: int) -> int:
         """Frames at 50 Hz of `samples` at 16 kHz. Whisper's frame t is centred on sample 320 t, HuBERT's on 320 t + 200.
 

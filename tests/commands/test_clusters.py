@@ -1,7 +1,6 @@
 """Searches on Ray clusters that others started: several nodes that come and go, cards that are claimed, two studies at once."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ Start = Callable[..., Cluster]
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """A function of the head's resources; the cluster ends with the test. No driver of this process joins it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head that others start has another token than this user's
+    monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "0")  # workers have their node's environment
     started = list[Cluster]()
 
     def begin(**head: Any) -> Cluster:
@@ -65,12 +65,11 @@ def test_a_search_outlives_a_node_and_uses_a_new_one(
     started = subprocess.Popen(
         [*SRLNAS, "search", *options, "--ray-address", cluster.address],
         cwd=on_known_machine,
-        env={**os.environ, "SRLNAS_CHECKPOINT_SECONDS": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not len(list((study / "tuned").glob("candidate-*"))) >= 2:
+    while not (len(list(study.glob("begun/candidate-*"))) >= 2 and any(study.glob("distilled/candidate-*"))):
         assert started.poll() is None, started.communicate()
         time.sleep(0.02)
     cluster.remove_node(nodes[0], allow_graceful=False)

@@ -346,7 +346,8 @@ class SpeechEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(a.width, h, f, g) for h, f in zip(a.heads, a.ffn_dims))
         self.relative: RelativePositions | None = None
         if g.relative_buckets:
-            assert {heads * g.head_dim for heads in a.heads} == {a.width}, "only a teacher has a relative position bias"
+            if {heads * g.head_dim for heads in a.heads} != {a.width}:
+                raise ValueError("only a teacher has a relative position bias")
             self.relative = RelativePositions(a.heads[0], g.relative_buckets, g.relative_distance)
 
     def forward(self, x_bn: Tensor, lengths_b: Tensor | None = None) -> list[Tensor]:

@@ -210,10 +210,12 @@ def load_student(folder: Path) -> Student:
     """Raises ValueError when the folder is not a student."""
     try:
         description = json.loads((folder / ARCHITECTURE_FILE).read_text())
-        network, geometry = network_from_dict(description["architecture"]), Geometry.from_dict(description["geometry"])
-        if geometry != geometry.of_students:
-            raise ValueError(f"{folder} is not a student: its geometry has a teacher's position bias")
-        student = Student(network, geometry, tuple(description["keywords"]), heads=description.get("heads", "mean"))
+        student = Student(
+            network_from_dict(description["architecture"]),
+            Geometry.from_dict(description["geometry"]),
+            tuple(description["keywords"]),
+            heads=description.get("heads", "mean"),
+        )
         student.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} is not a student: {Path(error.filename or WEIGHTS_FILE).name} is missing") from None
