@@ -53,7 +53,16 @@ TINY_WHISPER: dict[str, Any] = {
 }
 CONTOURS = {"rise": (110.0, 220.0), "fall": (220.0, 110.0), "flat": (160.0, 160.0)}  # hertz at a clip's start and end
 SPEAKERS = {"train": 4, "val": 3, "test": 3}
-LONG = ("test_search", "test_interruptions", "test_shared_student", "test_cli", "test_reproduce", "test_kit", "test_profile")
+LONG = (
+    "test_search",
+    "test_clusters",
+    "test_interruptions",
+    "test_shared_student",
+    "test_cli",
+    "test_reproduce",
+    "test_kit",
+    "test_profile",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,14 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_sigterm(study: Path) -> Iterator[None]:
-    """For a block of work in the main thread, after Ray was connected, which has a handler of its own. Raises `Terminated` when
-    SIGTERM came, whatever the block then raised: Slurm sends it to Ray's processes too, which die of it.
+    """For a block of work, after Ray was connected, which has a handler of its own. Raises `Terminated` when SIGTERM came, whatever
+    the block then raised: Slurm sends it to Ray's processes too, which die of it. Signals reach the main thread alone: in another
+    one nothing is changed.
 
     study: a folder below which trainings keep checkpoints."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     asked, had = study / CHECKPOINT_ASKED, [False]
     asked.unlink(missing_ok=True)
 

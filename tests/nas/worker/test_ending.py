@@ -77,3 +77,17 @@ def test_what_follows_a_sigterm_is_its_doing(follows: Exception | None, tmp_path
 def test_an_error_without_a_signal_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), ended_by_sigterm(tmp_path):
         raise ValueError("mine")
+
+
+def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    """Where a scheduler runs a search by `nas.api`."""
+    before, seen = signal.getsignal(signal.SIGTERM), list[object]()
+
+    def work() -> None:
+        with ended_by_sigterm(tmp_path):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
