@@ -55,10 +55,10 @@ def search(
     without it RAY_ADDRESS, else Ray on this machine. to: where progress is told; standard output without it.
     Raises ValueError for what the user can mend, before anything is spent where that can be known.
     """
-    told = {"budget": budget, "workers": workers, "share": share}
-    changed = {name: value for name, value in told.items() if value is not None}
+    told: dict[str, Any] = {"workers": workers, "share": share}
+    room = {name: value for name, value in told.items() if value is not None}
     if isinstance(study, StudyConfig):
-        config = dataclasses.replace(study, **changed).absolute()  # type: ignore[arg-type]  # names and kinds as above
+        config = dataclasses.replace(study, budget=budget or study.budget, **room).absolute()
         check_config(config, ray_address)
         check_target(config)
         opened = create_study(config)
@@ -66,7 +66,7 @@ def search(
         opened = open_study(study)
         if budget is not None:
             opened = opened.with_budget(budget)
-        opened = opened.changed(**changed) if changed else opened
+        opened = opened.changed(**room) if room else opened
     return run_search(opened, to or console(), ray_address=ray_address)
 
 

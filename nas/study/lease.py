@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -99,13 +99,16 @@ def _taken_over(name: str, other: Lease) -> str:
     return f"the study {name} was taken over by {other}, since nothing was heard of this process; what it had recorded is kept"
 
 
+def _refusal(name: str, other: Lease | None) -> ValueError:
+    return ValueError(f"{other or 'another process'} is running the study {name}: wait for it, or end it")
+
+
 def _lock(file: IO[str], folder: Path, name: str) -> bool:
     """Whether the file system has locks. Raises ValueError where another process holds this one."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        who = read_lease(folder) or "another process"
-        raise ValueError(f"{who} is running the study {name}: wait for it, or end it") from None
+        raise _refusal(name, read_lease(folder)) from None
     except OSError:
         return False
     return True
@@ -124,7 +127,7 @@ def _await_expiry(folder: Path, name: str, has_lock: bool) -> None:
         if now is None:
             return
         if now != lease:
-            raise ValueError(f"{now} is running the study {name}: wait for it, or end it")
+            raise _refusal(name, now)
 
 
 @dataclass(kw_only=True)
@@ -143,7 +146,7 @@ class _Keeper:
                 self.taken_by = now
                 _thread.interrupt_main()
                 return
-            self.lease = Lease(**{**vars(self.lease), "beats": self.lease.beats + 1})
+            self.lease = replace(self.lease, beats=self.lease.beats + 1)
             with suppress(OSError):  # a disk that is full, a server that is away
                 write_lease(self.folder, self.lease)
 
@@ -157,7 +160,7 @@ def _take(folder: Path, name: str, has_lock: bool) -> _Keeper:
         time.sleep(SETTLING)
         now = read_lease(folder)
         if now is not None and now.token != lease.token:
-            raise ValueError(f"{now} is running the study {name}: wait for it, or end it")
+            raise _refusal(name, now)
     return _Keeper(folder=folder, lease=lease)
 
 

@@ -47,7 +47,7 @@ def present(task: str) -> Iterator[None]:
 
 
 def is_present(file: Path) -> bool:
-    """Whether a training gave a sign of life lately; the file is taken away when it has ended."""
+    """Whether a training gave a sign of life lately. One that has just ended still counts: its file stays."""
     try:
         return time.time() - file.stat().st_mtime < SILENCE
     except OSError:
