@@ -19,7 +19,7 @@ from typing import Any
 
 from deploy.card import card
 from deploy.export import INPUT, OPSET, OUTPUTS, Parity, Windows, export_onnx, parity
-from deploy.judging import Judge
+from deploy.judging import Judge, calibration_windows
 from deploy.probe import LIMITS, answers, difference
 from deploy.quantize import quantize_static
 from deploy.target import Target
@@ -64,7 +64,7 @@ def write_bundle(
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
     of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values. judge: makes it int8, and has its say
-    over that; the latency is then taken times what int8 saves on this machine. listening: a function of the bundle
+    over that; a latency of fp32 is then taken times what int8 saves on this machine. listening: a function of the bundle
     that is complete but for them, which gives further entries of its manifest (`deploy.hearing`).
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
@@ -193,11 +193,11 @@ def _fill(
 def _to_int8(path: Path, student: Student, window: int, judge: Judge, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """In place of the file in fp32; returns what that changes of the manifest."""
     small = path.with_name("int8.onnx")
-    quantize_static(student, small, judge.windows(window))
+    quantize_static(student, small, calibration_windows(judge.corpus, window))
     found = judge.entries(path, small, student.keywords, window)
     small.replace(path)
     latency, ratio = manifest["latency"], found["int8"]["latency_ratio"]
-    if latency:
+    if latency and latency["precision"] == "fp32":
         scaled = {"milliseconds": "value", "low": "low", "high": "high"}
         how = f"{latency['how']} in fp32, times {ratio['value']:.2f} that int8 takes on {ratio['machine']}"
         latency = {**latency, **{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deploy.export import INPUT, OUTPUTS
 from deploy.measure import device_facts, measure, open_session
 from trainers.learning.batches import cut, window_starts
-from trainers.scoring.draw import whole
+from trainers.scoring.draw import Scored, whole
 from trainers.scoring.metrics import Rate, changes, rates
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scores import quality_scores
@@ -24,6 +24,26 @@ MOST_LOST = 0.5  # points of keyword accuracy, or of EER, on validation speakers
 CALIBRATED = 128  # windows: 4 CPU-seconds
 
 
+def calibration_windows(corpus: Corpus, window: int) -> NDArray[np.float32]:
+    """(windows, window) of training speech, on which activations get their scales."""
+    rows = corpus.rows("train")
+    picked = np.random.default_rng(0).choice(rows, min(CALIBRATED, len(rows)), replace=False)
+    starts = (window_starts(corpus.length(int(row)), window)[0] for row in picked)
+    return np.stack([cut(corpus, int(row), start, window) for row, start in zip(picked, starts, strict=True)])
+
+
+def score_file(model: Path, keywords: tuple[str, ...], corpus: Corpus, scored: Scored, window: int) -> Outcome:
+    """Of an exported file, as `trainers.scoring.scoring.score` of a student."""
+    session = open_session(model)
+
+    def answer(audio: NDArray[np.float32]) -> Heard:
+        found = [session.run(list(OUTPUTS), {INPUT: one[None]}) for one in audio]
+        logits, embeddings = (np.concatenate([outputs[i] for outputs in found]) for i in (0, 1))
+        return logits, embeddings
+
+    return score_answers(answer, keywords, corpus, scored, window)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judge:
     """corpus, trials: of the study. fp32: the student's outcomes by split. accept_loss: export it whatever it lost."""
@@ -33,28 +53,14 @@ class Judge:
     fp32: Mapping[str, Outcome]
     accept_loss: bool = False
 
-    def windows(self, window: int) -> NDArray[np.float32]:
-        """(windows, window) of training speech, on which activations get their scales."""
-        rows = self.corpus.rows("train")
-        picked = np.random.default_rng(0).choice(rows, min(CALIBRATED, len(rows)), replace=False)
-        starts = (window_starts(self.corpus.length(int(row)), window)[0] for row in picked)
-        return np.stack([cut(self.corpus, int(row), start, window) for row, start in zip(picked, starts, strict=True)])
-
     def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int) -> dict[str, Any]:
         """Of a manifest. `int8`: sizes and times of the two files, side by side on this machine, and the scores of the second with
         paired changes; `scores`, as a search has them, and `voice_thresholds` of the second. Raises ValueError where validation
         speakers show a loss that is not accepted; the test split is heard only then."""
-        session = open_session(int8)
-
-        def answer(audio: NDArray[np.float32]) -> Heard:
-            found = [session.run(list(OUTPUTS), {INPUT: one[None]}) for one in audio]
-            logits, embeddings = (np.concatenate([outputs[i] for outputs in found]) for i in (0, 1))
-            return logits, embeddings
-
         outcomes, scored = dict[str, Outcome](), dict[str, Any]()
         for split in ("val", "test"):
             what = whole(self.corpus, split, self.trials[split])
-            outcomes[split] = score_answers(answer, keywords, self.corpus, what, window)
+            outcomes[split] = score_file(int8, keywords, self.corpus, what, window)
             scored[split] = _compared(outcomes[split], self.fp32[split])
             if split == "val":
                 lost_more = self._lost_more(scored[split])

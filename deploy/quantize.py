@@ -1,6 +1,6 @@
-"""Integers for a student's products: static int8, with scales that were found on speech; dynamic, with scales of each window.
+"""Integers for a student's products: static int8, with scales that were found on speech.
 
-Static int8 suffers from channels of very different size: a scale that fits the largest leaves the others few steps. So a copy of
+It suffers from channels of very different size: a scale that fits the largest leaves the others few steps. So a copy of
 the student that computes the same is exported: where a norm comes before a product, each channel is divided in the one and
 multiplied in the other until both are about as even (SmoothQuant, Xiao et al., arXiv 2211.10438), and what a head reads is centred
 and scaled.
@@ -25,8 +25,7 @@ from deploy.export import INPUT, write_graph
 from trainers.networks.encoder import Layer, SpeechEncoder
 from trainers.networks.student import Student
 
-FRONT = "/front/"  # in the names of the front end's operations
-MEL = "/mel/"  # log-mels: their products span more than 8 bits can tell apart
+MEL = "/mel/"  # in the names of the log-mel's operations: their products span more than 8 bits can tell apart
 MIGRATION = 0.5  # of a channel's size, from activations to weights; 0.3 to 0.7 were about as good, and 2 points better than none
 SMALLEST = 1e-6
 BATCH = 32  # windows
@@ -35,23 +34,11 @@ HEADS = "keyword_head", "speaker_head"
 Windows = NDArray[np.float32]
 
 
-def quantize_dynamic(source: Path, out: Path) -> None:
-    """Writes `source` with its transformer's matrix products in int8: weights once, activations window by window.
-
-    The front end stays in fp32: of the convolutions, dynamic int8 is 2.5 to 3.3 times slower, and the log-mel's products span
-    more than 8 bits can tell apart. Weights keep 7 bits: x86 without VNNI adds two products in 16, which two of 8 bits overflow.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    front = [node.name for node in onnx.load(str(source), load_external_data=False).graph.node if FRONT in node.name]
-    options: dict[str, Any] = {"op_types_to_quantize": ["MatMul"], "weight_type": QuantType.QInt8, "nodes_to_exclude": front}
-    with _quiet():
-        quantize_dynamic(source, out, reduce_range=True, **options)
-
-
 def quantize_static(student: Student, out: Path, windows: Windows) -> None:
-    """Writes a student with its convolutions and the products with its weights in int8, a scale for each channel of the weights, on
-    which 7 bits are kept as above. Log-mels and the products of attention stay in fp32; of the heads the weights alone are int8.
+    """Writes a student with its convolutions and the products with its weights in int8, a scale for each channel of the weights.
+
+    Weights keep 7 bits: x86 without VNNI adds two products in 16, which two of 8 bits overflow. Log-mels and the products of
+    attention stay in fp32; of the heads the weights alone are int8.
 
     windows: (windows, samples) of training speech, on which activations get their scales.
     """

@@ -10,7 +10,7 @@ from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
 RUNTIMES = ("onnxruntime",)
-PRECISIONS = ("fp32",)  # of what is exported
+PRECISIONS = ("fp32", "int8")
 DATA_SHEET = ("peak_gflops", "sustained_gflops", "peak_bandwidth", "sustained_bandwidth")
 
 
@@ -18,7 +18,8 @@ DATA_SHEET = ("peak_gflops", "sustained_gflops", "peak_bandwidth", "sustained_ba
 class Target:
     """Where and how a student runs. Limits that are None do not bind.
 
-    threads: of the runtime. window: samples at 16 kHz that the student hears at once.
+    precision: in which its models are scored, measured and exported. threads: of the runtime. window: samples at 16 kHz that
+    the student hears at once.
     max_latency_ms: of one window. max_params: weights in the exported graph. max_memory_bytes: most that the process of an
     inference holds, interpreter and runtime included.
     cores, memory_bytes: of the device. peak_*, sustained_*: its data sheet, one core at fp32 (GFLOP/s, GB/s); all or none.

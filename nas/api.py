@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -23,11 +23,11 @@ from deploy.bundle import Bundle
 from deploy.hearing import Speech
 from nas.planning.preparation import check_config, check_target
 from nas.report.front import FRONT_FILE, build_front
-from nas.report.listening import judge_of, speech_of
+from nas.report.listening import speech_of
 from nas.report.publish import export_model
 from nas.search import search as run_search
 from nas.study.budget import in_words
-from nas.study.config import StudyConfig
+from nas.study.config import Precision, StudyConfig
 from nas.study.folder import Study, create_study, open_study
 from nas.study.progress import console, progress
 from nas.tracking.connection import default_tracking_uri
@@ -36,7 +36,6 @@ __all__ = ["Bundle", "Study", "StudyConfig", "export", "front", "open_study", "s
 
 EXPORTS = Path("deploy/exports")
 RATES = (10.0, 1.0, 0.1)
-Precision = Literal["fp32", "int8"]
 Provenance = Mapping[str, Any]
 
 
@@ -82,7 +81,7 @@ def export(
     model: str,
     *,
     name: str | None = None,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     accept_loss: bool = False,
     listen: bool = True,
     negatives: Sequence[Path] = (),
@@ -93,12 +92,13 @@ def export(
     """Writes a model of MLflow (a run id, models:/name@alias or models:/name/version) to `deploy/exports`, checked against the
     trained student on real clips.
 
-    name: of the folder. precision: int8 is judged on the study's speech; accept_loss: whatever it loses. listen: choose thresholds
+    name: of the folder. precision: the study's where it is None; int8 is judged on the study's speech; accept_loss: whatever it
+    loses. listen: choose thresholds
     for keywords on streams of the study's speech, for `false_alarms` an hour and keyword, with `negatives`, recordings in which
     none is said. Where the study's speech is not here, a line says that there are none.
     Raises ValueError for what the user can mend.
     """
-    _check_export(precision, accept_loss=accept_loss, listen=listen, negatives=negatives, false_alarms=false_alarms)
+    _check_export(precision, listen=listen, negatives=negatives, false_alarms=false_alarms)
     to = to or console()
     with ExitStack() as stack:
 
@@ -121,19 +121,16 @@ def export(
             tracking_uri or default_tracking_uri(),
             EXPORTS,
             heard if listen else lambda provenance: None,
-            lambda provenance: judge_of(provenance, accept_loss) if precision == "int8" else None,
+            precision,
+            accept_loss,
         )
 
 
-def _check_export(
-    precision: str, *, accept_loss: bool, listen: bool, negatives: Sequence[Path], false_alarms: Sequence[float]
-) -> None:
+def _check_export(precision: str | None, *, listen: bool, negatives: Sequence[Path], false_alarms: Sequence[float]) -> None:
     if not all(math.isfinite(rate) and rate > 0 for rate in false_alarms) or len(set(false_alarms)) < len(false_alarms):
         rates = ",".join(f"{rate:g}" for rate in false_alarms)
         raise ValueError(f"--false-alarms is {rates!r}: each rate is a number above zero, and stands there once")
     if negatives and not listen:
         raise ValueError("--negatives are for thresholds, which --no-listen leaves out: give one of them")
-    if accept_loss and precision != "int8":
-        raise ValueError("--accept-loss is for --precision int8")
-    if precision not in get_args(Precision):
+    if precision not in (None, *get_args(Precision)):
         raise ValueError(f"--precision is {precision!r}; it is {' or '.join(get_args(Precision))}")

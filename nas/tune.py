@@ -19,7 +19,7 @@ from nas.planning.tuning import TuningPlan, planned_tuning
 from nas.report.files import write_report
 from nas.report.front import build_front
 from nas.report.publish import MODEL_FILE, report
-from nas.stages.finals import AS_IT_WAS, TUTOR, Final, is_done, record_final
+from nas.stages.finals import AS_IT_WAS, TUTOR, Final, final_task, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.tutor import has_tutor, prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
@@ -33,7 +33,6 @@ from nas.worker import cluster
 from nas.worker.context import MODEL, Context, embedded_corpus
 from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
-from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_alone
 from nas.worker.unfinished import forget_all
 from search_spaces.architecture import Architecture
@@ -151,22 +150,11 @@ def _finals(study: Study, architecture: Architecture, plan: TuningPlan) -> list[
 def _train(context: Context, account: Account, final: Final, plan: TuningPlan, console: Console) -> None:
     study = context.study
     cores = 0.0 if final.source else cluster.cores_alone(study.config, plan.cores)
-    task = Task(
-        study=str(study.folder.resolve()),
-        name=final.name,
-        architecture=final.architecture.to_json(),
-        start=final.start,
-        distill_steps=0,
-        finetune_steps=final.finetune_steps,
-        splits=("val", "test"),
-        seed=study.config.seed + study.read_json(LINEAGE_FILE)["generation"],  # else it would hear the same windows again
-        tutor=TUTOR if has_tutor(study) else None,
-        source=final.source,
-        cpus=cores or None,
-    )
+    seed = study.config.seed + study.read_json(LINEAGE_FILE)["generation"]  # else it would hear the same windows again
+    task = final_task(study, final, seed=seed, tutor=TUTOR if has_tutor(study) else None, cpus=cores or None)
     with progress(console, final.name, in_words) as tick:
         expected = 0.0 if final.source else plan.seconds
-        report = run_alone(task_json(task), study.config, account, what="tuning", expected=expected, tick=tick, cores=cores)
+        report = run_alone(task, study.config, account, what="tuning", expected=expected, tick=tick, cores=cores)
     kind = context.device.latency_model.kind
     record_final(study, dataclasses.replace(final, scores=report.get("scores", {}), error=report.get("error"), latency_kind=kind))
     if "error" in report:

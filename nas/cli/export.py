@@ -23,7 +23,9 @@ def export(
     listen: Annotated[
         bool, typer.Option(help="Choose thresholds for keywords on streams of the study's speech; takes minutes.")
     ] = True,
-    precision: Annotated[str, typer.Option(help="fp32, or int8: smaller, and judged on the study's speech.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, or int8: smaller, judged on the study's speech; default: the study's.")
+    ] = None,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Export int8 whatever it loses.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -42,7 +44,7 @@ def export(
         false_alarms=numbers(false_alarms, "--false-alarms", float),
         tracking_uri=tracking_uri,
     )
-    parity = bundle.manifest["parity"]
+    parity, precision = bundle.manifest["parity"], bundle.manifest["precision"]
     difference = max(parity["max_abs_logits"], parity["max_abs_embedding"])
     typer.echo(
         f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params, {precision}; differs from the "

@@ -53,6 +53,9 @@ def search(
     teacher: Annotated[str, typer.Option(help="`mini`, `mini-hubert` (bundled), a folder or a hub id.")] = "mini",
     space: Annotated[str, typer.Option(help="Search space; `srlnas spaces` lists them.")] = "default",
     target: Annotated[str, typer.Option(help="Device: a name or a .toml file.")] = "host",
+    precision: Annotated[
+        str | None, typer.Option(help="Score, measure and export finalists in fp32 or int8; default: the target's, fp32.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
     max_latency: Annotated[str | None, typer.Option(help="Refuse slower candidates: 12ms.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Refuse larger candidates: 2M, 300k.")] = None,
@@ -110,6 +113,7 @@ def search(
             trials=tuple(trials or ()),
             noise=noise,
             target=target,
+            precision=precision,  # type: ignore[arg-type]  # checked by the configuration
             cache=cache,
             max_latency_ms=quantity(max_latency, {"ms": 1.0, "s": 1e3}, "--max-latency"),
             max_params=quantity(max_params, {"k": 1e3, "M": 1e6}, "--max-params"),
@@ -243,6 +247,17 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **li
     return f"srlnas: warning: {' '.join(str(message).split())}\n"
 
 
+def _leave(code: object) -> None:
+    """Ends the process where Ray of its own has died: Ray's farewell would wait for it for a minute, and then abort."""
+    if "ray" in sys.modules:
+        from nas.worker.own_ray import died
+
+        if died():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def main() -> None:
     """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
     warnings.formatwarning = _one_line
@@ -251,6 +266,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except SystemExit as end:
+        _leave(end.code)
+        raise
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -98,19 +98,19 @@ def calibrate(
     heads: Heads,
     *,
     number: int = 10,
-    precisions: tuple[str, ...] = ("fp32",),
+    precisions: tuple[str, ...] = (),
     where: str = HERE,
     python: str = "python3",
     tell: Tell | None = None,
     seconds: float | None = None,
 ) -> Profile:
-    """Measures informative students on this machine, or on a host. seconds: for all of it, on this machine: with fewer students and
-    passes then, and wider intervals."""
+    """Measures informative students on this machine, or on a host. precisions: the target's where there are none. seconds: for all
+    of it, on this machine: with fewer students and passes then, and wider intervals."""
     started = time.monotonic()
     if seconds is not None:
         number = min(number, max(FEWEST, int(seconds / STUDENT_SECONDS)))
     with tempfile.TemporaryDirectory() as folder:
-        kit, networks = calibration_kit(Path(folder) / "kit", teacher, heads, target, number, precisions)
+        kit, networks = calibration_kit(Path(folder) / "kit", teacher, heads, target, number, precisions or (target.precision,))
         left = None if seconds is None else seconds - (time.monotonic() - started)
         result = run_kit(kit, where, python, tell, left)
     return replace(profile_from(result, networks, target, teacher.geometry, heads, where), python=python)

@@ -12,6 +12,7 @@ from deploy.target import DATA_SHEET, Target, load_target
 from nas.device.calibrate import calibrate
 from nas.device.latency import data_sheet_scale
 from nas.device.profile import CARRIED, HERE, PROFILES, Device, Profile, device_of, profile_path, read_profile
+from nas.study.config import StudyConfig
 from nas.study.folder import Study
 from search_spaces.architecture import Geometry, Heads
 from trainers.teacher.teacher import Teacher
@@ -19,6 +20,12 @@ from trainers.teacher.teacher import Teacher
 DEVICE_FILE = "device.json"  # in a study's folder: the profile that it predicts with
 THIS_MACHINE = "host"
 SPEED_SIZE, SPEED_BYTES, SPEED_RUNS = 512, 64_000_000, 10
+
+
+def study_target(config: StudyConfig) -> Target:
+    """Raises ValueError as `load_target`."""
+    target = load_target(config.target)
+    return replace(target, precision=config.precision or target.precision)
 
 
 def known_profile(target: Target, geometry: Geometry, heads: Heads, profiles: Path = PROFILES) -> Profile | None:
@@ -52,12 +59,12 @@ def is_of_this_machine(profile: Profile) -> bool:
 def prepare_device(study: Study, teacher: Teacher, tell: Tell | None = None, seconds: float | None = None) -> None:
     """Writes what the study predicts with: the target's profile; where there is none, one of this machine, measured now in about so
     many seconds."""
-    target, heads = load_target(study.config.target), study.config.recipe.heads
+    target, heads = study_target(study.config), study.config.recipe.heads
     profile, speed = known_profile(target, teacher.geometry, heads), None
     if profile is None and target.is_here:
         profile = calibrate(target, teacher, heads, tell=tell, seconds=seconds)
     elif profile is None:
-        here = replace(load_target(THIS_MACHINE), threads=target.threads, window=target.window)
+        here = replace(load_target(THIS_MACHINE), threads=target.threads, window=target.window, precision=target.precision)
         profile = _profile_of_this_machine(here, teacher, heads) or calibrate(here, teacher, heads, tell=tell, seconds=seconds)
         speed = machine_speed()
     study.write_json(DEVICE_FILE, {"profile": profile.to_dict(), "speed": speed})

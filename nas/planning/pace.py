@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from nas.device.known import is_prepared, reachable, study_profile
+from nas.study.budget import parse_budget
 from nas.worker.context import Context, context_of, cost_of, space_of
 from nas.worker.evaluate import build_student, train
 from nas.worker.task import Lengths, Task
@@ -26,6 +28,7 @@ BASE_SECONDS = 3.0  # of a training beside its updates: building, scoring's set-
 DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
 TYPICAL_DRAWS = 64
 PROBE_STEPS = 2
+MEASURING = 7.0  # seconds of a student: export, memory, and passes that take turns
 WORTH_CORES = 1.5  # times the resource-seconds of a worker that a training alone may take for the cores of a node
 CUDA_BYTES = 6e8  # of a process that has a CUDA context, beside torch's own memory
 MOST_ON_A_GPU = 16
@@ -37,6 +40,8 @@ class Pace:
 
     A clip that is trained on counts once; one that is scored, or on which heads are fitted, a third: it needs no backward pass.
     scored: clips of validation; drawn: those of them that candidates are scored on, None: all. head_steps: as `Recipe.head_steps`.
+    scorings: of a split, of what is trained at full length: in fp32, and in int8 where that is deployed. measuring: seconds of its
+    latency on the target, 0 where it is not measured, or costs nothing of the budget.
     per_made: seconds of making a clip of a batch, which is augmented once a node and then heard by all.
     cores: that a training which runs alone holds, 0 where those are a worker's. alone: what it then costs in resource-seconds, over
     what it costs on a worker's: the cores over how much faster it is.
@@ -49,14 +54,18 @@ class Pace:
     factor: float = 1.0
     drawn: int | None = None
     head_steps: int = 0
+    scorings: int = 1
+    measuring: float = 0.0
     per_made: float = 0.0
     cores: float = 0.0
     alone: float = 1.0
 
     def seconds(self, macs: float, distill_steps: int, finetune_steps: int, *, is_random: bool = False) -> float:
-        """is_random: it begins at random, and its heads too."""
-        head_steps = 0 if is_random else self.head_steps
-        return dataclasses.replace(self, drawn=None, head_steps=head_steps).rung(macs, [(distill_steps, finetune_steps)], 0)
+        """Of what is trained at full length, scored on validation and test clips, and measured. is_random: it begins at random, and
+        its heads too."""
+        head_steps, scored = 0 if is_random else self.head_steps, 2 * self.scorings * self.scored
+        final = dataclasses.replace(self, drawn=None, scored=scored, head_steps=head_steps)
+        return final.rung(macs, [(distill_steps, finetune_steps)], 0) + self.measuring
 
     def rung(self, macs: float, lengths: Lengths, rung: int) -> float:
         """Of a candidate's rung alone (from 0), whose distillation goes on from the one before."""
@@ -71,8 +80,9 @@ class Pace:
         return self.factor * self.per_made * 2 * finetune_steps * self.batch
 
     def tested(self, macs: float) -> float:
-        """Of a student that is scored on both splits and not trained."""
-        return self.factor * (BASE_SECONDS + (self.per_clip + self.per_mac * macs) * 2 * self.scored / 3)
+        """Of a student that is scored on both splits, measured, and not trained."""
+        clips = 2 * self.scorings * self.scored / 3
+        return self.factor * (BASE_SECONDS + (self.per_clip + self.per_mac * macs) * clips) + self.measuring
 
     def updates(self, macs: float, members: int, steps: int) -> float:
         """Of so many steps that train several members, of so many MACs together, on one batch."""
@@ -109,10 +119,19 @@ def probe(context: Context, space: SearchSpace) -> Pace:
     scale = np.array(times)[:, None]
     (per_clip, per_mac), _ = nnls(np.array(rows) / scale, np.ones(len(times)))  # relative errors
     scored, drawn = (len(of.rows) for of in (whole(context.corpus, "val", context.trials["val"]), context.drawn))
-    recipe = context.study.config.recipe
-    measured = {"per_clip": float(per_clip), "per_mac": float(per_mac)}
-    made = _seconds_made(context)
-    return Pace(**measured, scored=scored, drawn=drawn, batch=recipe.batch, head_steps=recipe.head_steps, per_made=made)
+    recipe, study = context.study.config.recipe, context.study
+    is_measured = is_prepared(study) and reachable(study_profile(study), context.target)
+    return Pace(
+        per_clip=float(per_clip),
+        per_mac=float(per_mac),
+        scored=scored,
+        drawn=drawn,
+        batch=recipe.batch,
+        head_steps=recipe.head_steps,
+        scorings=2 if context.target.precision == "int8" else 1,
+        measuring=MEASURING if is_measured and parse_budget(study.config.budget).resource == "cpu" else 0.0,
+        per_made=_seconds_made(context),
+    )
 
 
 def _seconds_made(context: Context) -> float:

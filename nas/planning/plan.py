@@ -204,11 +204,10 @@ def tutoring(config: StudyConfig, resources: float, pace: Pace, sizes: Sizes) ->
         return {}
     most = round(config.full_length * config.finetune_steps) if config.finetune_steps else MOST_TUTOR
     lengths = steps_between(min(FEWEST_TUTOR, most), min(most, MOST_TUTOR))
+    whole = replace(pace, drawn=None)
     cores = pace.cores or resources  # all that it holds wait for its start, and for the batches that it is the first to hear
-    return {
-        steps: resources * pace.alone * pace.seconds(sizes.references[0], 0, steps) + cores * (pace.making(steps) + START_SECONDS)
-        for steps in lengths
-    }
+    tuned = {steps: whole.rung(sizes.references[0], [(0, steps)], 0) for steps in lengths}
+    return {steps: resources * pace.alone * tuned[steps] + cores * (pace.making(steps) + START_SECONDS) for steps in lengths}
 
 
 def number_of_candidates(costs: Costs, left: float, steps: int) -> int:

@@ -13,8 +13,7 @@ import torch
 from rich.console import Console
 
 from deploy.measure import device_facts
-from deploy.target import load_target
-from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile
+from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile, study_target
 from nas.planning.pace import measured_gpu_share
 from nas.planning.plan import check_rungs, named_file
 from nas.study.budget import Account, Budget, parse_budget
@@ -51,7 +50,7 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     for study in earlier_studies(config):
         if load_teacher(study.config.teacher).digest != teacher.digest:
             raise ValueError(f"nothing is learnt from the study {study.config.name}: its teacher is {study.config.teacher}")
-    teacher.geometry.frames(load_target(config.target).window)  # a Whisper's positions end
+    teacher.geometry.frames(study_target(config).window)  # a Whisper's positions end
     if (shared := named_file(config.warm_start)) is not None:
         if not shared.is_file():
             raise ValueError(f"warm_start is {config.warm_start!r}: neither on, off, auto nor a file")
@@ -79,7 +78,7 @@ def check_members(study: Study) -> None:
 
 def check_target(config: StudyConfig) -> None:
     """Raises ValueError where the target's profile is of no use to this search."""
-    known_profile(load_target(config.target), load_teacher(config.teacher).geometry, config.recipe.heads)
+    known_profile(study_target(config), load_teacher(config.teacher).geometry, config.recipe.heads)
 
 
 def prepare(study: Study, budget: Budget, console: Console) -> Context:

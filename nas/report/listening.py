@@ -37,8 +37,14 @@ def judge_of(provenance: Provenance, accept_loss: bool) -> Judge:
     study, corpus = _study(provenance)
     trials = study_trials([Path(path) for path in study.config.trials], corpus, study.config.seed)
     student = study.weights_folder(provenance["member"])
-    fp32 = {split: read_outcome(student / f"outcome_{split}.npz") for split in ("val", "test")}
+    fp32 = {split: read_outcome(_of_fp32(student, split)) for split in ("val", "test")}
     return Judge(corpus=corpus, trials=trials, fp32=fp32, accept_loss=accept_loss)
+
+
+def _of_fp32(student: Path, split: str) -> Path:
+    """The outcome that was scored before integers were, where those count."""
+    before = student / f"fp32_{split}.npz"
+    return before if before.is_file() else student / f"outcome_{split}.npz"
 
 
 def _study(provenance: Provenance) -> tuple[Study, Corpus]:

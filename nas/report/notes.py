@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.judging import MOST_LOST
 from nas.stages.finals import AS_IT_WAS, PREDICTED, as_predicted
 from nas.study.pareto import dominates
 
@@ -45,6 +46,19 @@ def _disturbances(front: Front) -> Iterator[str]:
 def _disturbed(front: Front) -> Iterator[str]:
     if names := [m["name"] for m in [*front["members"], *front["references"]] if m.get("latency_marks")]:
         yield f"Measured on a machine that did not keep its pace: {', '.join(names)}."
+
+
+def _integers(front: Front) -> Iterator[str]:
+    if front.get("target", {}).get("precision") != "int8":
+        return
+    yield "Students are scored and measured in int8; the teacher is scored in fp32, and measured in int8."
+    if lost := [m["name"] for m in front["members"] if lost_by_integers(m["scores"]) > MOST_LOST]:
+        yield f"Export asks --accept-loss: int8 costs more than {MOST_LOST} points on validation speakers: {', '.join(lost)}."
+
+
+def lost_by_integers(scores: Mapping[str, float]) -> float:
+    """Points of keyword accuracy or EER on validation speakers, whichever is more."""
+    return max(scores[name] - scores[f"fp32_{name}"] for name in ("keyword_error", "eer"))
 
 
 def _as_trained(front: Front) -> Iterator[str]:
@@ -180,6 +194,7 @@ def _knee_from_scratch(front: Front) -> Iterator[str]:
 
 
 FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
+    _integers,
     _as_trained,
     _read_before,
     _tuned,

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.hearing import Speech, listening
-from deploy.judging import Judge
 from deploy.target import load_target
 from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
 from nas.report.front import Member, build_front
+from nas.report.listening import judge_of
 from nas.report.page import PAGE_FILE
 from nas.stages.finals import Final, read_finals
+from nas.study.config import Precision
 from nas.study.folder import Study, command_of
 from nas.tracking.mirror import Tracking
 from nas.tracking.models import log_model, register
@@ -121,6 +123,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
         },
         "voice_thresholds": voice_thresholds(read_outcome(student / "outcome_val.npz")),
         "target": context.study.config.target,
+        "precision": context.target.precision,
         "synthetic": front["synthetic"],
         "provenance": {
             "study": context.study.config.name,
@@ -158,12 +161,13 @@ def export_model(
     tracking_uri: str,
     exports: Path,
     speech_of: Callable[[Mapping[str, Any]], Speech | None] = lambda provenance: None,
-    judge_of: Callable[[Mapping[str, Any]], Judge | None] = lambda provenance: None,
+    precision: Precision | None = None,
+    accept_loss: bool = False,
 ) -> Bundle:
     """Fetches a model from MLflow and writes it as a bundle below `exports`.
 
-    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen. judge_of: likewise, who judges
-    its integers; None for fp32.
+    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen. precision: the one that it was
+    searched for where it is None. accept_loss: whatever int8 loses.
     Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
     """
     if name is not None and name != Path(name).name:
@@ -175,12 +179,19 @@ def export_model(
             content = json.loads((resolved.folder / MODEL_FILE).read_text())
         except FileNotFoundError:
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
-        judge, speech = judge_of(content["provenance"]), speech_of(content["provenance"])
+        target = replace(load_target(content["target"]), precision=content.get("precision", "fp32"))
+        if target.precision == "int8" and precision == "fp32":
+            raise ValueError(f"{model} was scored and measured in int8: leave --precision out, or search again in fp32")
+        is_int8 = "int8" in (precision, target.precision)
+        if accept_loss and not is_int8:
+            raise ValueError("--accept-loss is for --precision int8")
+        judge = judge_of(content["provenance"], accept_loss) if is_int8 else None
+        speech = speech_of(content["provenance"])
         clips = np.load(resolved.folder / CLIPS_FILE, allow_pickle=False).astype(np.float32) / FULL_SCALE
         return write_bundle(
             resolved.folder,
             exports / (name or default),
-            target=load_target(content["target"]),
+            target=target,
             clips=clips,
             synthetic=content["synthetic"],
             scores=content["scores"],

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nas.stages.finalists import Choice
-from nas.stages.finals import TUTOR, Final, is_done, record_final
+from nas.stages.finals import Final, final_task, is_done, record_final
 from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
 from nas.worker.context import Context, cost_scores
-from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_tasks
 from search_spaces.architecture import Geometry
 
@@ -57,7 +56,7 @@ def _reports(choice: Choice, finals: Sequence[Final], tick: Tick) -> Iterator[tu
             ended.append(choice.seconds(final))
     for final, report in run_tasks(
         [final for final in finals if final.name not in kept],
-        lambda final: task_json(_task(context, final)),
+        lambda final: final_task(context.study, final, sharing=True),
         context.study.config,
         account.workers,
         charge=lambda final, seconds: account.charge(SPENT_ON.get(final.role, "references"), seconds),
@@ -72,19 +71,3 @@ def _reports(choice: Choice, finals: Sequence[Final], tick: Tick) -> Iterator[tu
 def _geometry(context: Context, final: Final) -> Geometry:
     """The teacher keeps its own, relative position bias included."""
     return context.teacher.encoder.geometry if final.start == "teacher" else context.teacher.geometry
-
-
-def _task(context: Context, final: Final) -> Task:
-    return Task(
-        study=str(context.study.folder.resolve()),
-        name=final.name,
-        architecture=final.architecture.to_json(),
-        start=final.start,
-        distill_steps=final.distill_steps,
-        finetune_steps=final.finetune_steps,
-        splits=("val", "test"),
-        seed=context.study.config.seed,
-        tutor=TUTOR if final.tutor_steps else None,
-        sharing=True,
-        source=final.source,
-    )

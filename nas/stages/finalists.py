@@ -18,7 +18,7 @@ from nas.planning.plan import (
     full_steps,
     steps_between,
 )
-from nas.stages.finals import SCRATCH, TUTOR, Final, front_of, is_done, read_finals, record_final
+from nas.stages.finals import PREDICTED, SCRATCH, TUTOR, Final, front_of, is_done, read_finals, record_final
 from nas.study.budget import Account
 from nas.study.candidates import Candidate, values_of
 from nas.study.pareto import epsilon_net, knee, non_dominated
@@ -99,6 +99,7 @@ class Choice:
         a reference is made as short as it has to be; what is only tested costs little, and always is."""
         finals = read_finals(self.context.study)
         to_pay = sum(max(0.0, self.seconds(other) - past) for other, past in running)
+        to_pay += self.pace.measuring * sum(bool(other.scores) and PREDICTED not in other.scores for other in finals)
         room = (self.account.left + OVERDRAFT * self.account.budget.seconds) / self.account.resources - to_pay
         if final.role == "finalist" and not final.source:
             first = next(recorded.name for recorded in finals if recorded.role == "finalist")

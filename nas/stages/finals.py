@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from nas.device.known import study_target
 from nas.study.budget import append_line, records
 from nas.study.candidates import Kind, values_of
 from nas.study.folder import Study
 from nas.study.pareto import non_dominated
-from nas.worker.task import Start
+from nas.worker.task import Start, Task, task_json
 from search_spaces.architecture import Network, network_from_dict
 from search_spaces.kinds import made_of
 
@@ -82,6 +83,24 @@ def front_of(finals: Sequence[Final]) -> list[Final]:
     if not members:
         return []
     return [member for member, on in zip(members, non_dominated(np.array([m.objectives() for m in members]))) if on]
+
+
+def final_task(study: Study, final: Final, **changed: Any) -> str:
+    """What a worker is asked for; of what is not deployed, the teacher and its tutor, in fp32. changed: fields of the task."""
+    task = Task(
+        study=str(study.folder.resolve()),
+        name=final.name,
+        architecture=final.architecture.to_json(),
+        start=final.start,
+        distill_steps=final.distill_steps,
+        finetune_steps=final.finetune_steps,
+        splits=("val", "test"),
+        seed=study.config.seed,
+        tutor=TUTOR if final.tutor_steps else None,
+        source=final.source,
+        precision="fp32" if final.role in ("teacher", "tutor") else study_target(study.config).precision,  # type: ignore[arg-type]
+    )
+    return task_json(replace(task, **changed))
 
 
 def record_final(study: Study, final: Final) -> None:

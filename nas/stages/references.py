@@ -47,7 +47,8 @@ def _place(context: Context, final: Final) -> Path:
     files = [content_hash(Path(path), cache) for path in (*config.trials, config.noise) if path]
     if len(context.corpus.names) > 1:  # their names stand in the scores
         files += context.corpus.short_names
+    deployed = [] if final.role in ("teacher", TUTOR) else [context.target.precision]
     recipe = [asdict(config.recipe), final.distill_steps, final.finetune_steps, final.tutor_steps]
-    data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window]
+    data = [context.teacher.digest, context.corpus.digest, *files, config.target_windows, context.target.window, *deployed]
     what = [version("srlnas"), final.name, final.architecture.to_json(), final.start, config.seed, recipe, data]
     return cache / "references" / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

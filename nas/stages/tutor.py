@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from nas.stages.finals import TUTOR, Final
+from nas.stages.finals import TUTOR, Final, final_task
 from nas.stages.references import keep, kept_report
 from nas.study.budget import Account
 from nas.study.folder import Study, command_of
 from nas.worker.cluster import cores_alone
 from nas.worker.context import Context
-from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_alone
 from trainers.networks.student import ARCHITECTURE_FILE
 
@@ -30,7 +29,7 @@ def prepare_tutor(
     if kept_report(context, final):
         return
     cores = cores_alone(context.study.config, cores)
-    task = _task(context, final, cores)
+    task = final_task(study, final, splits=("val",), cpus=cores or None)
     report = run_alone(task, study.config, account, what=TUTOR, expected=seconds, tick=tick, cores=cores)
     if "error" in report:
         raise ValueError(
@@ -38,20 +37,3 @@ def prepare_tutor(
             "a search whose recipe has tutor_weight = 0.0 does without it"
         )
     keep(context, final, report)
-
-
-def _task(context: Context, final: Final, cores: float) -> str:
-    study = context.study
-    return task_json(
-        Task(
-            study=str(study.folder.resolve()),
-            name=final.name,
-            architecture=final.architecture.to_json(),
-            start=final.start,
-            distill_steps=0,
-            finetune_steps=final.finetune_steps,
-            splits=("val",),
-            seed=study.config.seed,
-            cpus=cores or None,
-        )
-    )

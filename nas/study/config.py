@@ -16,12 +16,14 @@ from trainers.learning.targets import Mode
 from trainers.teacher.folder import absolute_source
 
 Sampler = Literal["gp", "optuna-gp", "tpe", "nsga2", "random"]
+Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """name: letters, digits, `.`, `_`, `-`. space: of the catalog. teacher: a bundled one, a folder or a hub id.
 
+    target: a device's name, or a .toml file. precision: of what is deployed; the target's where it is None.
     data: Parquet corpora, side by side; empty for the embedded default. trials: Parquet lists, each for one corpus. noise: Parquet,
     or none.
     budget: `30cpu-minutes`. max_*: limits that refuse a candidate before training (ms; count; bytes of the process).
@@ -45,6 +47,7 @@ class StudyConfig:
     trials: tuple[str, ...] = ()
     noise: str | None = None
     target: str = "host"
+    precision: Precision | None = None
     budget: str = "30cpu-minutes"
     max_latency_ms: float | None = None
     max_params: float | None = None
@@ -90,6 +93,8 @@ class StudyConfig:
         for name, kinds in (("targets", Mode), ("sampler", Sampler)):
             if (value := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kinds))}")
+        if self.precision not in (None, *get_args(Precision)):
+            raise ValueError(f"precision is {self.precision!r}; allowed are {', '.join(get_args(Precision))}")
         if self.learn_from and self.sampler != "gp":
             raise ValueError(f"{self.sampler} does not learn from earlier studies: leave --learn-from out, or let gp propose")
         if self.recipe.frozen or not (self.recipe.keywords and self.recipe.speakers):

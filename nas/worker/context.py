@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.target import Target, load_target
-from nas.device.known import is_prepared, study_device
+from deploy.target import Target
+from nas.device.known import is_prepared, study_device, study_target
 from nas.device.profile import Device
 from nas.study.config import StudyConfig
 from nas.study.folder import Study, open_folder
@@ -83,7 +83,7 @@ def open_context(study: Study, progress: Callable[[int, int], None] | None = Non
     configuration then says so, has fewer windows of them."""
     config = study.config
     cache, device = Path(config.cache), pick_device()
-    target, teacher = load_target(config.target), load_teacher(config.teacher)
+    target, teacher = study_target(config), load_teacher(config.teacher)
     corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
     check_trainable(corpus)
     trials = study_trials([Path(path) for path in config.trials], corpus, config.seed)

@@ -6,14 +6,19 @@ import functools
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deploy.judging import calibration_windows, score_file
+from deploy.quantize import quantize_static
+from nas.study.config import Precision
 from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
@@ -32,7 +37,7 @@ from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, continued, load_student, save_student
 from trainers.scoring.draw import whole
 from trainers.scoring.outcome import Outcome
-from trainers.scoring.scores import quality_scores
+from trainers.scoring.scores import FIGURES, quality_scores
 from trainers.scoring.scoring import score
 from trainers.teacher.teacher import Teacher
 
@@ -50,20 +55,45 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
     torch.manual_seed(task.seed)
     watch = Stopwatch()
     for rung, tuned in enumerate(_students(context, task, watch), task.done + 1):
-        trained = tuned.cpu().folded()
-        folder, scores = context.study.weights_folder(task.name), dict[str, float]()
-        if rung == task.rungs:
-            save_student(trained, folder)
-        for split in task.splits:
-            scored = context.drawn if task.draw and split == "val" else whole(context.corpus, split, context.trials[split])
-            outcome = score(trained, context.corpus, scored, context.target.window, pick_device())
-            if rung == task.rungs:
-                write_outcome(outcome, folder / f"outcome_{split}.npz")
-            scores |= quality_scores(outcome, prefix="" if split == "val" else f"{split}_")
+        trained, is_last = tuned.cpu().folded(), rung == task.rungs
+        if is_last:
+            save_student(trained, context.study.weights_folder(task.name))
+        scores = _qualities(context, task, trained, is_last=is_last)
         scores |= cost_scores(context, trained.architecture, trained.encoder.geometry)
-        if rung == task.rungs:
+        if is_last:
             forget(context.study, task.name)
         yield {"rung": rung, "scores": scores, **watch.lap("scoring")}
+
+
+def _qualities(context: Context, task: Task, trained: Student, *, is_last: bool) -> dict[str, float]:
+    """Scores of each split, in the task's precision on the last rung, whose outcomes are kept."""
+    folder, scores, window = context.study.weights_folder(task.name), dict[str, float](), context.target.window
+    with _exported(context, trained, task.precision if is_last else "fp32") as int8:
+        for split in task.splits:
+            prefix = "" if split == "val" else f"{split}_"
+            scored = context.drawn if task.draw and split == "val" else whole(context.corpus, split, context.trials[split])
+            outcome = score(trained, context.corpus, scored, window, pick_device())
+            if int8:
+                write_outcome(outcome, folder / f"fp32_{split}.npz")
+                exact = quality_scores(outcome, prefix=prefix)
+                scores |= {f"fp32_{prefix}{name}": exact[f"{prefix}{name}"] for name in FIGURES.values()}
+                outcome = score_file(int8, trained.keywords, context.corpus, scored, window)
+            if is_last:
+                write_outcome(outcome, folder / f"outcome_{split}.npz")
+            scores |= quality_scores(outcome, prefix=prefix)
+    return scores
+
+
+@contextmanager
+def _exported(context: Context, student: Student, precision: Precision) -> Iterator[Path | None]:
+    """Its file in int8, None for fp32."""
+    if precision == "fp32":
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(student, path, calibration_windows(context.corpus, context.target.window))
+        yield path
 
 
 class Stopwatch:

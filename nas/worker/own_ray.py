@@ -42,6 +42,11 @@ def what_ray_wrote() -> str:
     return ""
 
 
+def died() -> str:
+    """Which process of Ray, that no training comes back without, has died; empty where Ray is not this command's own."""
+    return next((kind for kind, _ in node().dead_processes() if kind in WITHOUT), "") if is_own() else ""
+
+
 def stay_on_loopback() -> None:
     """Ray on Linux listens on all addresses of the machine, and takes 127.0.0.1 for a wish to be reached. As on systems where it
     forms no clusters, it is then reached from this machine alone."""
@@ -69,8 +74,7 @@ class Watch:
 
     def look(self) -> bool:
         """Whether Ray of this command's own has died."""
-        dead = [kind for kind, _ in node().dead_processes() if kind in WITHOUT] if is_own() else []
-        self.gone = self.gone or (dead[0] if dead else "")
+        self.gone = self.gone or died()
         return bool(self.gone)
 
     def run(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nas.study.config import Precision
+
 Lengths = Sequence[tuple[int, int]]
 
 
@@ -28,6 +30,7 @@ class Task:
     sharing: whether others hear the same batches, so that a node makes them once.
     source: name of a student below `students/` that is scored as it is, instead of a training.
     cpus: that it may keep busy, where those are not the study's for a worker.
+    precision: in which what was trained is scored; fp32 scores are kept beside those of int8.
     draw: whether validation scores are of the study's draw (`trainers.scoring.draw`), as a candidate's are, and not of the
     whole split.
     """
@@ -49,6 +52,7 @@ class Task:
     sharing: bool = False
     source: str | None = None
     draw: bool = False
+    precision: Precision = "fp32"
     cpus: float | None = None
 
     def lengths(self) -> Lengths:

@@ -364,14 +364,19 @@ def test_a_teacher_of_another_family_is_searched_and_exported(
     write_profile(known_profile(load_teacher(str(tmp_path / "own"))), profile_path("host", tmp_path / "profiles"))
     described = json.loads(srlnas(tmp_path, "teacher", "check", "own", "--json").stdout)
     assert described["family"] == family
-    srlnas(tmp_path, "search", *tiny_search, "--finalists", "1", "--candidates", "2", "--name", "other", "--teacher", "own")
+    few = ("--finalists", "1", "--candidates", "2", "--precision", "int8")
+    srlnas(tmp_path, "search", *tiny_search, *few, "--name", "other", "--teacher", "own")
     front = json.loads(srlnas(tmp_path, "front", "other", "--json").stdout)
     assert front["stage"] == "final" and front["members"]
     roles = {reference["role"]: reference for reference in front["references"]}
     assert roles["teacher"]["size_ratio"] == 1 and roles["paper's student"]["size_ratio"] < 1
-    srlnas(tmp_path, "export", "models:/other@knee", "--name", "mine")
-    parity = json.loads((tmp_path / "deploy/exports/mine/parity.json").read_text())
-    assert parity["max_abs_logits"] <= 1e-4
+    assert "fp32_eer" in front["members"][0]["scores"] and front["target"]["precision"] == "int8"
+    refused = srlnas(tmp_path, "export", "models:/other@knee", "--precision", "fp32", check=False)
+    assert refused.returncode == 2 and "was scored and measured in int8" in refused.stderr
+    srlnas(tmp_path, "export", "models:/other@knee", "--name", "mine", "--accept-loss")
+    manifest = json.loads((tmp_path / "deploy/exports/mine/manifest.json").read_text())
+    assert manifest["precision"] == manifest["latency"]["precision"] == "int8"
+    assert manifest["scores"]["test_eer"] == front["members"][0]["scores"]["test_eer"]
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, srlnas: Run) -> None:

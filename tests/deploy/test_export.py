@@ -12,7 +12,7 @@ import torch
 
 from deploy.export import OUTPUTS, Parity, export_onnx, parity, reference_model
 from deploy.measure import open_session
-from deploy.quantize import quantize_dynamic
+from deploy.quantize import quantize_static
 from deploy.target import Target, load_target
 from search_spaces.architecture import Architecture, Geometry
 from search_spaces.space import front_alone
@@ -91,7 +91,7 @@ def test_broadcast_blocks_alone_equal_their_file_in_integers_too(tmp_path: Path,
     export_onnx(original, tmp_path / "model.onnx", WINDOW)
     windows = np.random.default_rng(0).standard_normal((3, WINDOW)).astype(np.float32)
     assert parity(original, tmp_path / "model.onnx", windows).ok
-    quantize_dynamic(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    quantize_static(original, tmp_path / "int8.onnx", windows)
     assert parity(original, tmp_path / "int8.onnx", windows).max_abs_embedding < 0.05
 
 

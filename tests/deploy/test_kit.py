@@ -85,7 +85,8 @@ def test_int8_is_smaller_and_close(tmp_path: Path) -> None:
     noise = {"audio": np.random.default_rng(0).standard_normal((1, WINDOW)).astype(np.float32)}
     exact, rough = (open_session(tmp_path / precision).run(["embedding"], noise)[0] for precision in ("fp32", "int8"))
     assert PARITY_LIMIT / 100 < np.abs(exact - rough).max() < 0.1
-    written = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(tmp_path / "int8")).graph.initializer]
+    tensors = [tensor for tensor in onnx.load(str(tmp_path / "int8")).graph.initializer if "head" not in tensor.name]
+    written = [numpy_helper.to_array(tensor) for tensor in tensors]  # heads are computed in fp32
     integers = [weights for weights in written if weights.dtype == np.int8 and weights.ndim == 2]
     assert integers and max(np.abs(weights.astype(int)).max() for weights in integers) * 255 * 2 < 2**15  # x86 without VNNI
     assert float((exact * rough).sum()) > 0.99
