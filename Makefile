@@ -3,7 +3,7 @@ BUDGET ?= 25cpu-minutes
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu bench-fuzz bench-survive install clean
+.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu bench-fuzz bench-survive bench-deploy install clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -37,6 +37,9 @@ bench-gpu: install
 
 bench-fuzz: install
 	$(RUN)/python tests/benchmarks/bench_fuzz.py
+
+bench-deploy: install
+	$(RUN)/python -P tests/benchmarks/bench_deploy.py $(STUDY)
 
 bench-survive: install
 	$(RUN)/python -P tests/benchmarks/bench_survive.py

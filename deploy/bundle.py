@@ -1,7 +1,7 @@
 """A bundle: the folder in which a student leaves. Everything in it is hashed, and it runs with numpy and onnxruntime alone.
 
-model.onnx, labels.json, parity.json (file against student), classify.py, listen.py, enrol.py, README.md, and manifest.json, which
-describes them. No voice is in it.
+model.onnx, labels.json, parity.json (file against student), classify.py, listen.py, sources.py, enrol.py, README.md, and
+manifest.json, which describes them. No voice is in it.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from trainers.networks.student import Student, load_student
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 RUNTIME = Path(__file__).parent / "runtime"
-SCRIPTS = ("classify.py", "listen.py", "enrol.py")
+SCRIPTS = ("classify.py", "listen.py", "enrol.py", "sources.py")
 BESIDE = (MANIFEST_FILE, "voices.json", "__pycache__")  # what need not be in the manifest
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from deploy.bundle import Bundle
 from deploy.hearing import Speech
 from nas.planning.preparation import check_config, check_target
+from nas.report.exporting import export_model
 from nas.report.front import FRONT_FILE, build_front
 from nas.report.listening import speech_of
-from nas.report.publish import export_model
 from nas.search import search as run_search
 from nas.study.budget import in_words
 from nas.study.config import Precision, StudyConfig

@@ -48,14 +48,16 @@ def load_model(folder: Path) -> tuple[onnxruntime.InferenceSession, dict[str, An
 
 
 def load_clip(path: Path, rate: int, *, silence: bool = False) -> Samples:
-    """Mono samples at `rate`, full scale 1. Raises ValueError when the file holds no sound that can be read, or one that no
-    training clip could have been: silent (unless `silence` is a class), not finite, in another scale."""
+    """Mono samples at `rate`, full scale 1. What is heard of a clip in part is said on standard error.
+
+    Raises ValueError when the file holds no sound that can be read, or one that no training clip could have been: silent (unless
+    `silence` is a class), not finite, in another scale."""
     try:
-        samples, clip_rate = _read_wav(path)
+        samples, clip_rate, channels = _read_wav(path)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except (wave.Error, EOFError) as error:
-        samples, clip_rate = _read_with_soundfile(path, str(error) or "no WAV header")
+        samples, clip_rate, channels = _read_with_soundfile(path, str(error) or "no WAV header")
     if not len(samples):
         raise ValueError(f"{path} is empty")
     if clip_rate < LOWEST_RATE:
@@ -66,10 +68,15 @@ def load_clip(path: Path, rate: int, *, silence: bool = False) -> Samples:
         raise ValueError(f"{path} is silent")
     if np.abs(samples).max() > LARGEST_PEAK:
         raise ValueError(f"{path} has samples up to {np.abs(samples).max():.3g}, where full scale is 1: scale them")
+    if clip_rate < rate:
+        print(f"{path} has {clip_rate} Hz: above {clip_rate // 2} Hz the model hears nothing of it, and errs more", file=sys.stderr)
+    if channels > 1:
+        print(f"{path} has {channels} channels: their mean is heard", file=sys.stderr)
     return resample(samples.clip(-1, 1), clip_rate, rate)
 
 
-def _read_wav(path: Path) -> tuple[Samples, int]:
+def _read_wav(path: Path) -> tuple[Samples, int, int]:
+    """(samples,), the rate, and how many channels they are the mean of."""
     with wave.open(str(path), "rb") as clip:
         if clip.getsampwidth() != 2:
             raise wave.Error(f"{8 * clip.getsampwidth()} bits a sample")
@@ -78,10 +85,10 @@ def _read_wav(path: Path) -> tuple[Samples, int]:
         data = clip.readframes(min(clip.getnframes(), most))
     whole = data[: len(data) // (2 * channels) * 2 * channels]  # a torn file's last frame is left out
     samples = np.frombuffer(whole, "<i2").reshape(-1, channels).mean(1) / 32768
-    return samples.astype(np.float32), rate
+    return samples.astype(np.float32), rate, channels
 
 
-def _read_with_soundfile(path: Path, reason: str) -> tuple[Samples, int]:
+def _read_with_soundfile(path: Path, reason: str) -> tuple[Samples, int, int]:
     try:
         import soundfile  # type: ignore[import-untyped, unused-ignore]
     except (ImportError, OSError):  # OSError: the package without its library
@@ -90,7 +97,7 @@ def _read_with_soundfile(path: Path, reason: str) -> tuple[Samples, int]:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (RuntimeError, TypeError):
         raise ValueError(f"{path} is not a sound file that can be read ({reason})") from None
-    return samples.mean(1, dtype=np.float32), int(rate)
+    return samples.mean(1, dtype=np.float32), int(rate), samples.shape[1]
 
 
 def resample(samples: Samples, rate: int, new_rate: int) -> Samples:

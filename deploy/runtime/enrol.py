@@ -23,6 +23,9 @@ FEWEST_CLIPS = 3
 SHORTEST = 0.3  # seconds
 LONGEST_NAME = 60
 SPEECH_RANGE = 10.0  # decibels between loud and quiet moments: speech has pauses and consonants, noise and hum have not
+PITCHES = 60, 400  # Hz
+VOICED = 0.5  # autocorrelation at a pitch, from which a frame is voiced
+FEWEST_VOICED = 0.2  # of the loud frames: 900 clips of three corpora had 0.43 and more in 99 of 100, noise and its bursts 0.05
 LISTENING, ENROLLING = 5.0, 10.0  # percent of other voices that are taken for this one: by listen.py, and in a voice's own clips
 Voices = dict[str, Samples]
 
@@ -66,10 +69,25 @@ def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
     power = 10 * np.log10(np.square(clip[: len(clip) // frame * frame].reshape(-1, frame)).mean(1) + 1e-9)
     if len(clip) < SHORTEST * manifest["sample_rate"]:
         raise ValueError(f"{path} is too short to tell a voice: a clip has at least {SHORTEST:g} seconds")
-    if np.quantile(power, 0.95) - np.quantile(power, 0.1) < SPEECH_RANGE:
+    is_even = np.quantile(power, 0.95) - np.quantile(power, 0.1) < SPEECH_RANGE
+    if is_even or voiced_share(clip, manifest["sample_rate"]) < FEWEST_VOICED:
         raise ValueError(f"{path} sounds like noise or hum, not like speech: record it again, with a pause before and after")
     embedding: Samples = classify(session, cut(clip, manifest["window"]))[1]
     return embedding
+
+
+def voiced_share(clip: Samples, rate: int) -> float:
+    """Of the frames of 32 ms within 20 dB of the loudest, those that repeat themselves at a voice's pitch: autocorrelation, divided
+    by what the frame's ends take from it (Boersma 1993)."""
+    size = rate * 32 // 1000
+    frames = np.lib.stride_tricks.sliding_window_view(clip, size)[:: size // 2]
+    frames = frames - frames.mean(1, keepdims=True)
+    power = np.square(frames).mean(1)
+    spectrum = np.fft.rfft(frames[power >= power.max() / 100], 2 * size)
+    correlation = np.fft.irfft(np.abs(spectrum) ** 2)
+    lags = np.arange(rate // PITCHES[1], rate // PITCHES[0])
+    repeats = correlation[:, lags] / (correlation[:, :1] + 1e-9) * size / (size - lags)
+    return float((repeats.max(1) > VOICED).mean())
 
 
 def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshold: float | None) -> Samples:

@@ -7,32 +7,30 @@
     {"time": 12.4, "keyword": "yes", "probability": 0.9812, "speaker": "ada", "similarity": 0.74}
 
 time: seconds of the stream, at the end of what was heard. speaker: a voice of `voices.json`, which `enrol.py` makes, or unknown.
-Lies beside classify.py, model.onnx, labels.json and manifest.json. Needs numpy and onnxruntime alone.
+Lies beside the other files of its folder. Needs numpy and onnxruntime alone.
 """
 
 import argparse
 import dataclasses
 import json
-import queue
 import sys
 import time
-import wave
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from classify import Samples, classify, load_clip, load_model
 from enrol import LISTENING, VOICES_FILE, Voices, read_voices, voice_threshold
+from sources import FULL_SCALE, hops_of, hops_of_microphone, hops_of_stream
 
 UNKNOWN = "unknown"
 FRAME_SECONDS = 0.02
 FLOOR_SECONDS = 30.0  # of the stream, whose quiet tenth is the room's own noise
 LOWEST_LEVEL = -70.0  # dB of full scale: below that there is no sound
-FULL_SCALE = 32768
 
 
 @dataclass(frozen=True)
@@ -136,75 +134,6 @@ def whose(embedding: Samples, voices: Voices, threshold: float) -> tuple[str, fl
     unit = embedding / np.linalg.norm(embedding)
     name, similarity = max(((name, float(voice @ unit)) for name, voice in voices.items()), key=lambda found: found[1])
     return (name if similarity >= threshold else UNKNOWN), round(similarity, 3)
-
-
-def hops_of(samples: Samples, size: int) -> Iterator[Samples]:
-    """A recording in hops; the last is filled up with silence."""
-    for start in range(0, len(samples), size):
-        yield np.pad(samples[start : start + size], (0, max(0, start + size - len(samples))))
-
-
-def hops_of_stream(stream: BinaryIO, rate: int, size: int) -> Iterator[Samples]:
-    """Raw PCM (16 bits, little-endian, one channel, the model's rate), or a WAV file that says so. Raises ValueError for others."""
-    start = stream.read(4)
-    read = stream.read
-    if start == b"RIFF":
-        read = _wav_reader(stream, rate)
-        start = b""
-    while len(data := start + read(2 * size - len(start))) >= 2:
-        start = b""
-        samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / FULL_SCALE
-        yield np.pad(samples, (0, size - len(samples)))
-
-
-def _wav_reader(stream: BinaryIO, rate: int) -> Any:
-    try:
-        prefixed: Any = _Prefixed(b"RIFF", stream)
-        clip = wave.open(prefixed, "rb")  # noqa: SIM115
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"the stream is no WAV file that can be read ({str(error) or 'it is cut off'})") from None
-    if clip.getframerate() != rate:
-        raise ValueError(f"the stream has {clip.getframerate()} Hz, the model hears {rate}: resample it first")
-    if clip.getnchannels() != 1:
-        raise ValueError(f"the stream has {clip.getnchannels()} channels: send one")
-    if clip.getsampwidth() != 2:
-        raise ValueError(f"the stream has {8 * clip.getsampwidth()} bits a sample: send 16")
-    return lambda count: clip.readframes(count // 2)
-
-
-class _Prefixed:
-    """A stream whose first bytes were read already. `wave` asks for no more of a file."""
-
-    def __init__(self, start: bytes, stream: BinaryIO) -> None:
-        self.start, self.stream = start, stream
-
-    def read(self, count: int) -> bytes:
-        taken, self.start = self.start[:count], self.start[count:]
-        return taken + self.stream.read(count - len(taken))
-
-    def tell(self) -> int:
-        raise OSError("a stream has no position")
-
-    def close(self) -> None: ...
-
-    def flush(self) -> None: ...
-
-
-def hops_of_microphone(rate: int, size: int) -> Iterator[Samples]:
-    """Raises ValueError where there is no `sounddevice`, or no microphone."""
-    try:
-        import sounddevice  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except (ImportError, OSError):  # OSError: the package without its library
-        raise ValueError(
-            "no microphone without sounddevice: pip install sounddevice, or give a WAV file, or - and raw PCM"
-        ) from None
-    waiting: queue.Queue[bytes] = queue.Queue()
-    try:
-        with sounddevice.RawInputStream(rate, size, channels=1, dtype="int16", callback=lambda data, *_: waiting.put(bytes(data))):
-            while True:
-                yield np.frombuffer(waiting.get(), "<i2").astype(np.float32) / FULL_SCALE
-    except sounddevice.PortAudioError as error:
-        raise ValueError(f"the microphone does not answer: {error}") from None
 
 
 def warnings(spent: Spent, rate: int) -> Iterator[str]:

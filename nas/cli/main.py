@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -264,6 +265,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what the terminal's code page lacks is written in escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is half done is taken away
     try:
         app()
     except SystemExit as end:

@@ -9,6 +9,7 @@ import numpy as np
 
 from nas.report.notes import notes
 from nas.stages.finals import AS_IT_WAS, SCRATCH, Final, front_of, read_finals
+from nas.study.budget import read_lines
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import LINEAGE_FILE, Study
 from nas.study.pareto import hypervolume, knee, non_dominated
@@ -18,6 +19,7 @@ from trainers.scoring.metrics import Resampled, contents, resampled
 from trainers.scoring.scores import by_corpus
 
 FRONT_FILE = "front.json"
+EXPORTS_FILE = "exports.jsonl"
 REFERENCE_POINT = (100.0, 50.0)  # keyword error and EER of a student that knows nothing; latency's is the slowest reference's
 
 Member = dict[str, Any]
@@ -67,8 +69,16 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
         **({"tuned_from": tuned_from} if tuned_from else {}),
         **({"learn_from": study.config.learn_from} if study.config.learn_from else {}),
     }
+    add_exports(front, study)
     front["hypervolume"] = front_hypervolume(members, references)
     return {**front, "notes": notes(front)}
+
+
+def add_exports(front: Mapping[str, Any], study: Study) -> None:
+    """To each member what was exported of it, the latest of each name: lines of `exports.jsonl`."""
+    for member in front["members"]:
+        own = [line for line in read_lines(study.folder / EXPORTS_FILE) if line["member"] == member["name"]]
+        member["exports"] = list({line["name"]: line for line in own}.values())
 
 
 def search_front(candidates: Sequence[Candidate]) -> list[Candidate]:

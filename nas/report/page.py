@@ -152,6 +152,9 @@ def card(front: Front, member: Member) -> Iterator[tuple[str, str]]:
     yield "built as", described(member["architecture"])
     if front["stage"] == "final":
         yield "trained", ", ".join(_training(member))
+    for exported in member.get("exports", ()):
+        yield "exported", f"{exported['name']}, {exported['precision']}"
+        yield from (("", line) for line in exported["shown"])
     if seconds := member.get("candidate_seconds"):
         yield "cost", f"{in_words(seconds)} as a candidate; the search as a whole: {in_words(sum(front['ledger'].values()))}"
 

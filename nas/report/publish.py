@@ -1,32 +1,24 @@
 """The mirror in MLflow: finals as runs, front members as models and registered versions with their aliases."""
 
-import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploy.bundle import Bundle, write_bundle
-from deploy.hearing import Speech, listening
-from deploy.target import load_target
 from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
 from nas.report.front import Member, build_front
-from nas.report.listening import judge_of
 from nas.report.page import PAGE_FILE
 from nas.stages.finals import Final, read_finals
-from nas.study.config import Precision
 from nas.study.folder import Study, command_of
 from nas.tracking.mirror import Tracking
 from nas.tracking.models import log_model, register
 from nas.tracking.pages import artifact_link, members_link
-from nas.tracking.registry import resolve_model
 from nas.worker.context import Context
 from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
@@ -153,51 +145,3 @@ def parity_clips(context: Context) -> np.ndarray[Any, np.dtype[np.int16]]:
     window = context.target.window
     cuts = [cut(context.corpus, int(row), window_starts(context.corpus.length(int(row)), window)[0], window) for row in picked]
     return np.round(np.stack(cuts) * FULL_SCALE).astype(np.int16)
-
-
-def export_model(
-    model: str,
-    name: str | None,
-    tracking_uri: str,
-    exports: Path,
-    speech_of: Callable[[Mapping[str, Any]], Speech | None] = lambda provenance: None,
-    precision: Precision | None = None,
-    accept_loss: bool = False,
-) -> Bundle:
-    """Fetches a model from MLflow and writes it as a bundle below `exports`.
-
-    speech_of: of a model's provenance, the speech on which thresholds for its keywords are chosen. precision: the one that it was
-    searched for where it is None. accept_loss: whatever int8 loses.
-    Raises ValueError for an unknown model, a name that is taken or not allowed, and a file that differs from the student.
-    """
-    if name is not None and name != Path(name).name:
-        raise ValueError(f"--name is {name!r}: it is the name of a folder below {exports}, without slashes")
-    with tempfile.TemporaryDirectory() as folder:
-        resolved = resolve_model(model, tracking_uri, folder=Path(folder))
-        default = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.name
-        try:
-            content = json.loads((resolved.folder / MODEL_FILE).read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
-        target = replace(load_target(content["target"]), precision=content.get("precision", "fp32"))
-        if target.precision == "int8" and precision == "fp32":
-            raise ValueError(f"{model} was scored and measured in int8: leave --precision out, or search again in fp32")
-        is_int8 = "int8" in (precision, target.precision)
-        if accept_loss and not is_int8:
-            raise ValueError("--accept-loss is for --precision int8")
-        judge = judge_of(content["provenance"], accept_loss) if is_int8 else None
-        speech = speech_of(content["provenance"])
-        clips = np.load(resolved.folder / CLIPS_FILE, allow_pickle=False).astype(np.float32) / FULL_SCALE
-        return write_bundle(
-            resolved.folder,
-            exports / (name or default),
-            target=target,
-            clips=clips,
-            synthetic=content["synthetic"],
-            scores=content["scores"],
-            latency=content["latency"],
-            provenance=content["provenance"],
-            voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
-            judge=judge,
-            listening=functools.partial(listening, speech=speech) if speech else None,
-        )

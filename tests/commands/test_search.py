@@ -246,6 +246,9 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert said.split()[0] in manifest["labels"]
     assert "- 0.1 false alarms an hour of each keyword: unsupported" in shown
     assert [entry["false_alarms_an_hour"] for entry in manifest["keyword_thresholds"]] == [10.0, 1.0, 0.1]
+    [exported] = json.loads(srlnas(folder, "front", "small", "--json").stdout)["members"][front["members"].index(knee)]["exports"]
+    assert exported["name"] == "mine" and exported["shown"][-1].startswith("0.1 false alarms an hour of each keyword: unsupported")
+    assert '["exported", "mine, fp32"]' in (folder / "studies/small/front.html").read_text()
     refused = srlnas(folder, "export", knee["run_id"], "--name", "other", "--negatives", "room.wav", check=False)
     assert refused.returncode == 2 and "there is no recording room.wav" in refused.stderr
     for words, reason in (
@@ -263,6 +266,20 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert "no thresholds are chosen for keywords: there is no study 'small' in studies/" in shown
     refused = srlnas(folder, "export", knee["run_id"], "--name", "mine", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+def test_an_export_that_is_ended_leaves_nothing(searched: tuple[Path, str]) -> None:
+    exports = searched[0] / "deploy/exports"
+    exports.mkdir(parents=True, exist_ok=True)
+    before = {path.name for path in exports.iterdir()}
+    command = [*SRLNAS, "export", "models:/small@knee", "--name", "ended"]
+    process = subprocess.Popen(command, cwd=searched[0], stdout=subprocess.DEVNULL)
+    while not (begun := {path.name for path in exports.iterdir()} - before):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 143 and begun != {"ended"}
+    assert {path.name for path in exports.iterdir()} == before
 
 
 def test_the_pages_open_on_loopback_alone(searched: tuple[Path, str]) -> None:

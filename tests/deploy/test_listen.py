@@ -15,7 +15,8 @@ import torch
 from enrol import read_voices, two_groups, voice_threshold
 from hypothesis import given
 from hypothesis import strategies as st
-from listen import Settings, Spent, events, hops_of, hops_of_stream, whose
+from listen import Settings, Spent, events, whose
+from sources import hops_of, hops_of_stream
 
 from deploy.bundle import write_bundle
 from deploy.target import load_target
@@ -213,6 +214,20 @@ def test_what_cannot_be_heard_is_told_in_a_line(bundle: Path, words: list[str], 
     assert said in done.stderr.decode() and done.stderr.count(b"\n") == 1 and not done.stdout
 
 
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"rate": 8000}, "has 8000 Hz: above 4000 Hz the model hears nothing"),
+        ({"channels": 2}, "2 channels: their mean is heard"),
+    ],
+)
+def test_what_is_heard_in_part_is_said(bundle: Path, tmp_path: Path, form: dict[str, int], said: str) -> None:
+    (tmp_path / "a.wav").write_bytes(wav_bytes((3000 * np.sin(np.arange(16_000) / 20)).astype("<i2"), **form))
+    for script in ("listen", "classify"):
+        done = run(script, bundle, tmp_path / "a.wav")
+        assert done.returncode == 0 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
 def test_a_voice_is_enrolled_listed_and_removed(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
     voices, clips = tmp_path / "voices.json", [spoken(number) for number in range(3)]
     done = run("enrol", bundle, "Zoë", *clips, "--voices", voices)
@@ -230,11 +245,14 @@ def test_a_voice_is_enrolled_listed_and_removed(bundle: Path, tmp_path: Path, sp
 def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
     clips = [spoken(number) for number in range(3)]
     noise = [wav(tmp_path / f"noise-{n}.wav", 0.1 * np.random.default_rng(n).standard_normal(RATE)) for n in range(3)]
+    in_bursts = np.repeat(np.arange(20) % 4 == 0, RATE // 20)
+    bursts = [wav(tmp_path / f"b-{n}.wav", in_bursts * 0.2 * np.random.default_rng(n).standard_normal(RATE)) for n in range(3)]
     silence = wav(tmp_path / "silence.wav", np.zeros(RATE))
     for words, said in (
         (["ada", *clips[:2]], "needs 3 different clips or more, these are 2"),
         (["ada", *clips[:2], clips[0]], "these are 2"),
         (["ada", *noise], "sounds like noise or hum"),
+        (["ada", *bursts], "sounds like noise or hum"),
         (["ada", *clips, silence], "is silent"),
         (["unknown", *clips], "is no name"),
         (["--remove", "ada"], "ada is not enrolled; known are: nobody"),
