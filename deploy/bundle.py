@@ -24,6 +24,7 @@ from deploy.probe import LIMITS, answers, difference
 from deploy.quantize import quantize_static
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
+from search_spaces.kinds import text_of
 from trainers.networks.student import Student, load_student
 
 FORMAT = 1
@@ -105,11 +106,15 @@ def verify_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        labels, window = tuple(manifest["labels"]), int(manifest["window"])
+        text = text_of(folder / MANIFEST_FILE)
     except OSError:
         raise ValueError(f"{folder} is not a bundle: {MANIFEST_FILE} is missing") from None
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        manifest = json.loads(text)
+        hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        labels, window = tuple(manifest["labels"]), int(manifest["window"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder / MANIFEST_FILE} is damaged: export the student again") from None
     for name, digest in hashes.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD
+from search_spaces.kinds import text_of
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
 RUNTIMES = ("onnxruntime",)
@@ -100,7 +101,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(text_of(path, "utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot read the target {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -36,6 +36,7 @@ from nas.worker.own_ray import watched
 from nas.worker.trainings import run_alone
 from nas.worker.unfinished import forget_all
 from search_spaces.architecture import Architecture
+from search_spaces.kinds import text_of
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE, load_student, save_student, with_keywords
 
 TUNED = "tuned"
@@ -53,7 +54,7 @@ def begin_tuning(
         resolved = resolve_model(model, tracking_uri or default_tracking_uri(), folder=Path(folder))
         if not (resolved.folder / MODEL_FILE).is_file():
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}")
-        content = json.loads((resolved.folder / MODEL_FILE).read_text())
+        content = json.loads(text_of(resolved.folder / MODEL_FILE))
         found_by = _found_by(content["provenance"], model)
         config = _config(found_by.config, data, trials, name=name, budget=budget, tracking_uri=tracking_uri, **changed)
         check_config(config)

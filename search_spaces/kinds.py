@@ -1,13 +1,21 @@
-"""Whether a value that was read from a file is of the kind that a field is declared to have."""
+"""What is read from files that others wrote: not too long, and of the kinds that fields are declared to have."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 1 << 53  # of a whole number: beyond that JSON's readers do not agree
-
+LONGEST = 64 << 20  # bytes of a text: nothing that is read as one here comes near
 
 Made = TypeVar("Made")
+
+
+def text_of(path: Path, encoding: str = "utf-8") -> str:
+    """Raises ValueError, before it is read, for a file that is longer than any of its kind; else as `Path.read_text`."""
+    if (size := path.stat().st_size) > LONGEST:
+        raise ValueError(f"{path} has {size / 1e6:.0f} MB, a text of at most {LONGEST / 1e6:.0f} is read: it is something else")
+    return path.read_text(encoding=encoding)
 
 
 def made_of(cls: type[Made], values: Mapping[str, Any]) -> Made:

@@ -259,6 +259,13 @@ def _leave(code: object) -> None:
             os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def _of_the_disk(error: Exception) -> ValueError | None:
+    """Of what was raised because a disk is full."""
+    from nas.study.room import found_no_room, no_room
+
+    return no_room(str(error)) if found_no_room(error) and not isinstance(error, ValueError) else None
+
+
 def main() -> None:
     """Runs a command. A ValueError is the user's to mend (exit code 2); what else goes wrong is named in one line too (1)."""
     warnings.formatwarning = _one_line
@@ -274,6 +281,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
+        error = _of_the_disk(error) or error
         mine = isinstance(error, ValueError)
         text = str(error) if mine else f"{type(error).__name__}: {error} (`srlnas --debug ...` shows where)"
         typer.echo(f"srlnas: {' '.join(text.split())}", err=True)

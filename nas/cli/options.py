@@ -38,10 +38,11 @@ def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Numb
 
 def read_recipe(file: Path | None, batch: int | None) -> "Recipe":
     """The defaults, changed by a file and by --batch. Raises ValueError on what is not a recipe."""
+    from search_spaces.kinds import text_of
     from trainers.learning.recipe import Recipe
 
     try:
-        fields = tomllib.loads(file.read_text(encoding="utf-8-sig")) if file else {}
+        fields = tomllib.loads(text_of(file, "utf-8-sig")) if file else {}
     except FileNotFoundError:
         raise ValueError(f"there is no recipe {file}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

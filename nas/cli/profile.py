@@ -110,9 +110,10 @@ def fit(
     from nas.device.calibrate import profile_from
     from nas.device.profile import CARRIED, profile_path, write_profile
     from search_spaces.architecture import Geometry, network_from_dict
+    from search_spaces.kinds import text_of
 
     try:
-        content = json.loads(result.read_text())
+        content = json.loads(text_of(result))
         version, digest = content["format"], str(content["kit"])
     except OSError as error:
         raise ValueError(f"cannot read {result}: {error.strerror}") from None

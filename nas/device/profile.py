@@ -27,7 +27,7 @@ from nas.device.latency import (
 )
 from search_spaces.architecture import Architecture, Geometry, Heads, Network, network_from_dict
 from search_spaces.cost import Cost, cost
-from search_spaces.kinds import LARGEST, check_kinds, is_of, made_of
+from search_spaces.kinds import LARGEST, check_kinds, is_of, made_of, text_of
 
 FORMAT = 1
 HERE, CARRIED = "here", "carried"
@@ -212,7 +212,7 @@ def write_profile(profile: Profile, path: Path) -> None:
 def read_profile(path: Path) -> Profile:
     """Raises ValueError when the file is no profile."""
     try:
-        return Profile.from_dict(json.loads(path.read_text()))
+        return Profile.from_dict(json.loads(text_of(path)))
     except FileNotFoundError:
         raise ValueError(f"there is no profile {path}: `srlnas profile` makes one") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):

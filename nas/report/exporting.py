@@ -23,6 +23,7 @@ from nas.study.budget import append_line
 from nas.study.config import Precision
 from nas.study.folder import open_study
 from nas.tracking.registry import resolve_model
+from search_spaces.kinds import text_of
 
 
 def export_model(
@@ -46,7 +47,7 @@ def export_model(
         resolved = resolve_model(model, tracking_uri, folder=Path(folder))
         default = f"{resolved.name}-{resolved.version}" if resolved.version is not None else resolved.name
         try:
-            content = json.loads((resolved.folder / MODEL_FILE).read_text())
+            content = json.loads(text_of(resolved.folder / MODEL_FILE))
         except FileNotFoundError:
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
         target = replace(load_target(content["target"]), precision=content.get("precision", "fp32"))

@@ -19,7 +19,7 @@ from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of
 from nas.worker.deaths import Deaths
 from nas.worker.task import Task, task_json
-from nas.worker.trainings import HEARTBEAT, trainable
+from nas.worker.trainings import HEARTBEAT, check_room, trainable
 from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, Geometry, Heads
 from search_spaces.catalog import published_students
 from search_spaces.cost import cost
@@ -141,6 +141,11 @@ class Exploration:
     def _goes_on(self, trial: Mapping[str, Any], text: str) -> bool:
         """Records what a candidate reached; whether it trains on."""
         number, report = trial["number"], checked(json.loads(text))
+        try:
+            check_room(report)
+        except ValueError as error:
+            self.absence = error
+            raise
         for note in report.get("notes", ()):
             say(f"candidate-{number}: {note}")
         reached = replace(self.records.charged(number), state=report["state"], error=report.get("error"))

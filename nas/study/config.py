@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from nas.study.budget import Budget
-from search_spaces.kinds import made_of
+from search_spaces.kinds import made_of, text_of
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Mode
 from trainers.teacher.folder import absolute_source
 
 Sampler = Literal["gp", "optuna-gp", "tpe", "nsga2", "random"]
 Precision = Literal["fp32", "int8"]
+FORMAT = 1  # of a study's folder: rises when an older srlnas would misread it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +128,20 @@ class StudyConfig:
         """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         recipe = fields.pop("recipe")
-        lines = [*_toml(fields), "", "[recipe]", *_toml(recipe)]
+        lines = [*_toml({"format": FORMAT, **fields}), "", "[recipe]", *_toml(recipe)]
         path.write_text("\n".join(lines) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ValueError on a file that is not TOML or has a field that no study has."""
+        """Raises ValueError on a file that is not TOML, is of a newer srlnas, or has a field that no study has."""
         try:
-            fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            fields: dict[str, Any] = tomllib.loads(text_of(path, "utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
+        if (version := fields.pop("format", 1)) != FORMAT:
+            raise ValueError(
+                f"{path} has format {version!r}, this srlnas reads {FORMAT}: go on with the srlnas that began the study"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(fields) - known:
             raise ValueError(f"{path} has unknown fields {sorted(unknown)}; known are {sorted(known)}")

@@ -12,6 +12,7 @@ from nas.study.budget import Ledger, append_line, parse_budget, records
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig, check_name
 from nas.study.lease import held
+from search_spaces.kinds import text_of
 
 STUDIES = Path("studies")
 COMMANDS = ("search", "tune", "reproduce")  # that have a study folder
@@ -63,7 +64,7 @@ class Study:
     def read_json(self, name: str) -> Any:
         """The file's content, None where there is none yet."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(text_of(path)) if path.is_file() else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Whole or not at all."""

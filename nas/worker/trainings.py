@@ -4,7 +4,7 @@ import dataclasses
 import json
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import ray
 from nas.study.budget import Account
 from nas.study.config import StudyConfig
 from nas.study.progress import say
+from nas.study.room import found_no_room, no_room
 from nas.worker.deaths import Deaths
 from nas.worker.presence import Arrival, present
 
@@ -35,7 +36,7 @@ def reports(text: str) -> Iterator[dict[str, Any]]:
             for report in evaluate(task):
                 yield {"state": "complete" if report["rung"] == task.rungs else "running", "notes": notes(), **report}
     except Exception as error:
-        yield {"state": "failed", "error": described(error)}
+        yield _failed(error)
 
 
 def run_task(text: str) -> dict[str, Any]:
@@ -53,7 +54,18 @@ def train_shared(text: str) -> dict[str, Any]:
             distil_shared(**json.loads(text))
             return {"state": "complete", "notes": notes()}
     except Exception as error:
-        return {"state": "failed", "error": described(error)}
+        return _failed(error)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    """no_room: the disk was full, which is no fault of the training's."""
+    return {"state": "failed", "error": described(error), "no_room": found_no_room(error)}
+
+
+def check_room(report: Mapping[str, Any]) -> None:
+    """Raises ValueError, so that all stops and can go on later, for a training that found the disk full."""
+    if report.get("no_room"):
+        raise no_room(str(report["error"]))
 
 
 @contextmanager
@@ -104,7 +116,7 @@ def run_tasks(
     task_json: the task of an item, for `function`. charge: hears the wall seconds of each, bit by bit while it runs, from when its
     worker began. tick: hears, about every second, for how many seconds the ones that run have run. admit: an item as it is begun
     beside those that run, each with its seconds so far; None where it is passed over.
-    Raises ValueError when no worker comes.
+    Raises ValueError when no worker comes, and where a training found its disk full.
     """
     remote = ray.remote(function).options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=0)
     waiting, running, deaths = list(items), dict[Any, _Running[Item]](), Deaths()
@@ -135,6 +147,7 @@ def run_tasks(
                 if report is None:
                     begin(one.item, one.task)
                     continue
+                check_room(report)
                 for note in report.pop("notes", ()):
                     say(f"{one.arrival.name}: {note}")
                 yield one.item, report

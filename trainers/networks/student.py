@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from search_spaces.architecture import EMBEDDING_DIM, Architecture, Geometry, Heads, Network, head_inputs, network_from_dict
+from search_spaces.kinds import text_of
 from trainers.networks.baselines import BroadcastResNet
 from trainers.networks.encoder import SpeechEncoder
 
@@ -209,7 +210,7 @@ def save_student(student: Student, folder: Path) -> None:
 def load_student(folder: Path) -> Student:
     """Raises ValueError when the folder is not a student."""
     try:
-        description = json.loads((folder / ARCHITECTURE_FILE).read_text())
+        description = json.loads(text_of(folder / ARCHITECTURE_FILE))
         student = Student(
             network_from_dict(description["architecture"]),
             Geometry.from_dict(description["geometry"]),

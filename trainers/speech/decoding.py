@@ -29,6 +29,7 @@ from trainers.speech.parquet import SILENCE, open_parquet, readable
 SMALLEST_PEAK = 1e-4  # of full scale: below it a clip is silent
 LARGEST_PEAK = 2.0  # of full scale: a float file that is louder is in another scale; up to there peaks are clipped
 LOWEST_RATE = 4_000  # Hz
+LARGEST = 8e9  # bytes of a decoded file: a few packed ones can claim any length
 BATCH_ROWS = 64  # clips decoded at a time
 SAMPLES_FILE, INDEX_FILE = "samples.i16", "index.parquet"
 
@@ -48,7 +49,10 @@ def decode(data: bytes | Path, *, silence: bool = False) -> Samples:
     if data == b"":
         raise BadAudio("empty")
     try:
-        x_nc, rate = soundfile.read(io.BytesIO(data) if isinstance(data, bytes) else data, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
+            if (size := 4 * file.frames * file.channels) > LARGEST:
+                raise BadAudio(f"{size / 1e9:.0f} GB when it is decoded, at most {LARGEST / 1e9:.0f} are read: cut it")
+            x_nc, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except _UNREADABLE as error:
         raise _bad(error) from None
     if rate < LOWEST_RATE:

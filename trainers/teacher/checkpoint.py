@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from search_spaces.kinds import text_of
 from trainers.networks.encoder import sinusoids
 
 WEIGHTS, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model*.safetensors"
@@ -66,7 +67,7 @@ LARGEST_ROUNDING = 5e-3  # of Whisper's positions, fixed sines and cosines, as t
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError when the file is not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(text_of(path, "utf-8-sig"))
     except ValueError as error:  # not JSON, or not text
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -33,7 +33,13 @@ def test_trial_lists_are_read_as_they_were_written_before_there_were_several(tmp
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("name = ", "not TOML"), ('name = "a"\nbudgit = "1"', "budgit"), ('name = "a/b"', "not allowed")]
+    ("text", "message"),
+    [
+        ("name = ", "not TOML"),
+        ('name = "a"\nbudgit = "1"', "budgit"),
+        ('name = "a/b"', "not allowed"),
+        ('name = "a"\nformat = 2', "reads 1"),
+    ],
 )
 def test_a_bad_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "study.toml").write_text(text)

@@ -1,0 +1,148 @@
+"""What a search depends on goes away in its middle: MLflow's server, its database, its artifacts, room on the disk."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from nas.study.folder import open_folder
+from nas.tracking.connection import connect
+
+pytestmark = pytest.mark.slow
+SRLNAS = [sys.executable, "-m", "nas.cli"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Options = tuple[str, ...]
+
+
+class Search:
+    """One that runs in a folder, and what it has said."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.output = folder / "said"
+        with self.output.open("w") as said:
+            command = [*SRLNAS, "search", *options]
+            self.process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def waits_for(self, stage: str) -> None:
+        while stage not in self.said().splitlines():
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.1)
+
+    def ends(self) -> int:
+        return self.process.wait(900)
+
+
+def all_is_there(folder: Path, uri: str) -> None:
+    """Every candidate and final as one run, every member as one version of the model."""
+    study, client = open_folder(folder / "studies/one"), connect(uri)
+    front = json.loads((study.folder / "front.json").read_text())
+    assert front["stage"] == "final" and all(candidate.state == "complete" for candidate in study.candidates())
+    experiment = client.get_experiment_by_name("one")
+    assert experiment is not None
+    runs = Counter(run.data.tags["mlflow.runName"] for run in client.search_runs([experiment.experiment_id], max_results=1000))
+    assert set(runs.values()) == {1}
+    assert {f"candidate {candidate.number}" for candidate in study.candidates()} <= set(runs)
+    assert {member["name"] for member in front["members"]} <= set(runs)
+    assert len(client.search_model_versions("name = 'one'")) == len(front["members"])
+
+
+class Server:
+    """MLflow's, with a database and artifacts that outlive it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "server.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served", "--port", str(self.port)]
+        with self.log.open("a") as log:
+            command = [sys.executable, "-m", "mlflow", "server", *options, "--workers", "1"]
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        while True:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            with suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+                return
+            time.sleep(0.3)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+def test_mlflows_server_is_killed_and_started_again(on_known_machine: Path, tiny_search: Options) -> None:
+    server = Server(on_known_machine)
+    try:
+        search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "3", "--tracking-uri", server.uri)
+        search.waits_for("search")
+        server.kill()
+        search.waits_for("finalists and references")
+        server.start()
+        assert search.ends() == 0, search.said()
+        assert search.said().count("MLflow does not answer, the search goes on") == 1
+        all_is_there(on_known_machine, server.uri)
+    finally:
+        server.kill()
+
+
+def test_a_locked_database_is_passed_over(on_known_machine: Path, tiny_search: Options) -> None:
+    search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "3")
+    search.waits_for("search")
+    other = sqlite3.connect(on_known_machine / "srlnas.db", timeout=60)
+    other.execute("BEGIN EXCLUSIVE")
+    search.waits_for("finalists and references")
+    other.rollback()
+    other.close()
+    assert search.ends() == 0, search.said()
+    assert "database is locked" in search.said()
+    all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
+
+
+def test_artifacts_that_cannot_be_stored_are_stored_later(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "3")
+    search.waits_for("search")
+    store = on_known_machine / "mlartifacts"
+    if store.is_dir():
+        store.rename(on_known_machine / "away")
+    store.write_text("no folder")
+    assert search.ends() == 2
+    assert "MLflow did not take the results" in search.said() and "--resume one` logs it again" in search.said()
+    assert "Traceback" not in search.said()
+    store.unlink()
+    srlnas(on_known_machine, "search", "--resume", "one")
+    all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
+
+
+def test_a_full_disk_is_said_and_the_search_goes_on_with_room(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    studies = on_known_machine / "studies"
+    studies.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(studies)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk is a tmpfs, which this user may not mount")
+    try:
+        search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "3")
+        assert search.ends() == 2, search.said()
+        assert "no room is left on a disk" in search.said() and "Traceback" not in search.said()
+        subprocess.run(["mount", "-o", "remount,size=800m", str(studies)], check=True)
+        srlnas(on_known_machine, "search", "--resume", "one")
+        all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
+    finally:
+        subprocess.run(["umount", str(studies)], check=True)
