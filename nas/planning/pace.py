@@ -20,6 +20,7 @@ from nas.worker.task import Lengths, Task
 from search_spaces.architecture import Baseline, Network
 from search_spaces.catalog import paper_student
 from search_spaces.space import RandomChooser, SearchSpace
+from trainers.learning.heads import head_batches
 from trainers.learning.sandwich import sandwich
 from trainers.learning.streams import keyword_stream
 from trainers.scoring.draw import whole
@@ -40,6 +41,7 @@ class Pace:
 
     A clip that is trained on counts once; one that is scored, or on which heads are fitted, a third: it needs no backward pass.
     scored: clips of validation; drawn: those of them that candidates are scored on, None: all. head_steps: as `Recipe.head_steps`.
+    is_taught: whether heads are fitted before tuning too.
     scorings: of a split, of what is trained at full length: in fp32, and in int8 where that is deployed. measuring: seconds of its
     latency on the target, 0 where it is not measured, or costs nothing of the budget.
     per_made: seconds of making a clip of a batch, which is augmented once a node and then heard by all.
@@ -54,6 +56,7 @@ class Pace:
     factor: float = 1.0
     drawn: int | None = None
     head_steps: int = 0
+    is_taught: bool = True
     scorings: int = 1
     measuring: float = 0.0
     per_made: float = 0.0
@@ -61,23 +64,24 @@ class Pace:
     alone: float = 1.0
 
     def seconds(self, macs: float, distill_steps: int, finetune_steps: int, *, is_random: bool = False) -> float:
-        """Of what is trained at full length, scored on validation and test clips, and measured. is_random: it begins at random, and
-        its heads too."""
-        head_steps, scored = 0 if is_random else self.head_steps, 2 * self.scorings * self.scored
-        final = dataclasses.replace(self, drawn=None, scored=scored, head_steps=head_steps)
+        """Of what is trained at full length, scored on validation and test clips, and measured. is_random: it begins at random."""
+        final = dataclasses.replace(self, drawn=None, scored=2 * self.scorings * self.scored, is_taught=not is_random)
         return final.rung(macs, [(distill_steps, finetune_steps)], 0) + self.measuring
 
     def rung(self, macs: float, lengths: Lengths, rung: int) -> float:
         """Of a candidate's rung alone (from 0), whose distillation goes on from the one before."""
         scored = self.scored if self.drawn is None else self.drawn
         distilled = lengths[rung - 1][0] if rung else 0
-        tuned = 2 * lengths[rung][1] + 2 * min(self.head_steps, lengths[rung][1]) / 3
+        steps = lengths[rung][1]
+        before, after = head_batches(steps, self.head_steps)
+        tuned = 2 * steps + 2 * (before * self.is_taught + after) / 3
         clips = (lengths[rung][0] - distilled + tuned) * self.batch + scored / 3
         return self.factor * ((0.0 if rung else BASE_SECONDS) + (self.per_clip + self.per_mac * macs) * clips)
 
     def making(self, finetune_steps: int) -> float:
         """Of the batches of so many steps of both tasks."""
-        return self.factor * self.per_made * 2 * finetune_steps * self.batch
+        batches = max(finetune_steps, *head_batches(finetune_steps, self.head_steps))
+        return self.factor * self.per_made * 2 * batches * self.batch
 
     def tested(self, macs: float) -> float:
         """Of a student that is scored on both splits, measured, and not trained."""

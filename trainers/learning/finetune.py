@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import EMBEDDING_DIM
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import Trainable, distillation_losses, update
-from trainers.learning.heads import fit_heads, hear
+from trainers.learning.heads import fit_heads, head_batches, hear
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
@@ -25,9 +25,9 @@ from trainers.learning.streams import (
     Share,
     Stream,
     alone,
+    corpora_of_classes,
     distillation_stream,
     keyword_stream,
-    speaker_classes,
     speaker_stream,
 )
 from trainers.learning.targets import Targets
@@ -56,21 +56,36 @@ class Tunable(Trainable, Protocol):
 class AngularSoftmax(nn.Module):
     """Angular softmax of Liu et al. (SphereFace, arXiv 1704.08063) on unit embeddings: the angle to the right speaker counts
     `margin` times, softened as there by `ease` parts of the plain cosine; logits are scaled by `scale`. The class matrix serves
-    training alone. The paper states none of these constants."""
+    training alone. The paper states none of these constants.
+
+    corpora: (speakers,), the number of each one's corpus: a voice is told from those of its own corpus alone, since rooms and
+    microphones tell corpora apart; None: all are of one.
+    """
+
+    corpora: Tensor
 
     def __init__(
-        self, speakers: int, margin: int = 2, scale: float = 20.0, ease: float = 5.0, generator: torch.Generator | None = None
+        self,
+        speakers: int,
+        margin: int = 2,
+        scale: float = 20.0,
+        ease: float = 5.0,
+        generator: torch.Generator | None = None,
+        corpora: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.margin, self.scale, self.ease = margin, scale, ease
         self.classes = nn.Parameter(torch.randn(speakers, EMBEDDING_DIM, generator=generator))
+        corpora = torch.zeros(speakers, dtype=torch.long) if corpora is None else corpora
+        self.register_buffer("corpora", corpora, persistent=False)
 
     def forward(self, embedding_be: Tensor, speaker_b: Tensor) -> Tensor:
         """(batch, EMBEDDING_DIM) of unit length, (batch,) class numbers -> the mean loss."""
         cosine_bs = (embedding_be @ F.normalize(self.classes, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
         right_b = self.right(cosine_bs.gather(1, speaker_b[:, None])[:, 0].acos())
-        logits_bs = cosine_bs.scatter(1, speaker_b[:, None], right_b[:, None])
-        return F.cross_entropy(self.scale * logits_bs, speaker_b)
+        logits_bs = self.scale * cosine_bs.scatter(1, speaker_b[:, None], right_b[:, None])
+        is_elsewhere_bs = self.corpora != self.corpora[speaker_b][:, None]
+        return F.cross_entropy(logits_bs.masked_fill(is_elsewhere_bs, -torch.inf), speaker_b)
 
     def right(self, angle_b: Tensor) -> Tensor:
         """What an angle to the right speaker counts."""
@@ -112,20 +127,24 @@ def finetune(
     targets: of the distillation loss, where the recipe keeps it and the student has prediction layers. tutor: whose answers count
     beside the labels; it has the student's keywords.
     checkpoint: that it is kept in, and goes on from. share: of batches with other students. is_taught: a student whose encoder has
-    learnt something, and whose heads are fitted first on `Recipe.head_steps` of the batches on which it then trains.
+    learnt something, and whose heads are fitted first, on the batches on which it then trains. At the end heads are fitted in any
+    case, on those and, where they are few, on further ones: see `head_batches`.
     """
     student.to(device)
     kind = AngularSoftmax if recipe.margin == "angular" else AdditiveAngularSoftmax
-    angular = kind(speaker_classes(corpus, recipe), generator=torch.Generator().manual_seed(seed)).to(device)
+    corpora = torch.from_numpy(corpora_of_classes(corpus, recipe))
+    angular = kind(len(corpora), generator=torch.Generator().manual_seed(seed), corpora=corpora).to(device)
     tutoring = None if tutor is None else Tutoring(keywords=recipe.keywords, speakers=recipe.speakers).to(device)
     optimizer, both = _optimizer(student, angular, tutoring, recipe), _together(student, angular, tutoring)
     done = checkpoint.read(both, optimizer, device) if checkpoint else 0
-    streams = _streams(student, corpus, recipe, window, augment, seed, share if tutor is None else _answered(share, tutor, device))
+    plain = _streams(student, corpus, recipe, window, augment, seed, share)
+    streams = plain if tutor is None else _streams(student, corpus, recipe, window, augment, seed, _answered(share, tutor, device))
+    before, after = head_batches(steps, recipe.head_steps)
     student.train()
     if isinstance(student, Student):
-        if is_taught and recipe.head_steps:
+        if is_taught and before:
             if not done:
-                _fit_heads(student, streams, recipe, min(steps, recipe.head_steps), angular, tutoring, device)
+                _fit_heads(student, streams, recipe, before, angular, tutoring, device)
             student.norm.eval()
         if recipe.frozen:
             freeze(student)
@@ -157,6 +176,8 @@ def finetune(
             checkpoint.keep(both, optimizer, step + 1)
         if progress:
             progress(step + 1, steps)
+    if isinstance(student, Student) and after:
+        _fit_heads(student, _further(streams, plain, steps), recipe, after, angular, None, device)
     return losses
 
 
@@ -169,9 +190,18 @@ def _streams(
     return share(KEYWORDS, keywords), share(SPEAKERS, speaker_stream(corpus, recipe, window, augment, seed))
 
 
+def _further(streams: tuple[Stream, ...], plain: tuple[Stream, ...], steps: int) -> tuple[Stream, ...]:
+    """The batches of so many steps, and after them those that no tutor was asked about."""
+
+    def joined(asked: Stream, unasked: Stream) -> Stream:
+        return lambda step: (asked if step < steps else unasked)(step)
+
+    return tuple(map(joined, streams, plain))
+
+
 def _fit_heads(
     student: Student,
-    streams: tuple[Stream, Stream],
+    streams: tuple[Stream, ...],
     recipe: Recipe,
     steps: int,
     angular: AngularSoftmax,
@@ -183,7 +213,7 @@ def _fit_heads(
         hear(student, stream, steps, device) if is_asked else None
         for stream, is_asked in zip(streams, (recipe.keywords, recipe.speakers))
     )
-    fit_heads(student, words, voices, angular.classes, tutoring.turn if tutoring else None)
+    fit_heads(student, words, voices, angular.classes, angular.corpora, tutoring.turn if tutoring else None)
 
 
 def _answered(share: Share, tutor: Student, device: torch.device) -> Share:

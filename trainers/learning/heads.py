@@ -1,8 +1,10 @@
-"""A student's first heads, in closed form: discriminants of what its encoder makes of the speech on which it is then tuned.
+"""A student's heads in closed form: discriminants of what its encoder makes of the speech on which it is tuned.
 
 An encoder that was fitted to its teacher has the words and voices in it, and heads that begin at random shake it while they find
 them. The keyword head begins as the classifier of Gaussians that have one covariance, the speaker head as linear discriminants;
 then the statistics of the norm before them stay, since those of a batch of 16 windows are noise to a map that was fitted.
+
+After tuning they are fitted again: in some hundred steps an encoder learns more than its heads follow.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,13 @@ from trainers.networks.student import Student
 KEYWORD_SHRINKAGE = 0.1  # of the scatter within classes, towards a multiple of the identity
 SPEAKER_SHRINKAGE = 0.6
 HELD_OUT = 5  # of so many windows one tells how sure the keyword head may be
+AGAIN = 2  # times the steps: hearing costs a third of an update
 SCALES = torch.logspace(1, -8, 19, base=2)
+
+
+def head_batches(steps: int, most: int) -> tuple[int, int]:
+    """Of each task, on which heads are fitted before so many steps of tuning, and after them."""
+    return min(steps, most), min(AGAIN * steps, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +56,13 @@ def hear(student: Student, stream: Stream, steps: int, device: torch.device) -> 
 
 
 @torch.no_grad()
-def fit_heads(student: Student, words: Heard | None, voices: Heard | None, classes: nn.Parameter, turn: nn.Linear | None) -> None:
+def fit_heads(
+    student: Student, words: Heard | None, voices: Heard | None, classes: nn.Parameter, corpora_s: Tensor, turn: nn.Linear | None
+) -> None:
     """Sets the norm's statistics and the heads of the tasks that were heard; one speaker alone tells nothing of voices.
 
-    classes: (speakers, EMBEDDING_DIM), of a speaker's softmax: each becomes the mean of its speaker's embeddings. turn: from the
+    classes: (speakers, EMBEDDING_DIM), of a speaker's softmax: each becomes the mean of its speaker's embeddings. corpora_s:
+    (speakers,), the number of each one's corpus. turn: from the
     student's embeddings to its tutor's, where voices have answers.
     """
     heard = torch.cat([task.features for task in (words, voices) if task])
@@ -66,7 +77,7 @@ def fit_heads(student: Student, words: Heard | None, voices: Heard | None, class
         _set(head, *_keyword_map(read_nf, words.labels, head.out_features))
     if voices and len(torch.unique(voices.labels)) > 1:
         read_nf = student.norm(voices.features)
-        _set(student.speaker_head, *speaker_map(read_nf, voices.labels))
+        _set(student.speaker_head, *speaker_map(read_nf, voices.labels, corpora_s))
         embedding_ne = F.normalize(student.speaker_head(read_nf), dim=-1)
         numbers, centre_se = _centres(embedding_ne, voices.labels)
         classes[numbers] = EMBEDDING_DIM**0.5 * F.normalize(centre_se, dim=-1)
@@ -96,13 +107,16 @@ def keyword_map(x_nf: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tenso
     return weight, bias
 
 
-def speaker_map(x_nf: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def speaker_map(x_nf: Tensor, labels: Tensor, corpora_s: Tensor) -> tuple[Tensor, Tensor]:
     """(features, EMBEDDING_DIM), (EMBEDDING_DIM,): linear discriminants, each counted by the share of its variance that lies
-    between speakers, as `trainers.probing.linear.fit_speakers` does. Few speakers have few; the rest of the map is zero."""
+    between speakers of one corpus, as `trainers.probing.linear.fit_speakers` does. Few speakers have few; the rest of the map is
+    zero. corpora_s: the number of each label's corpus: what tells corpora apart, rooms and microphones, tells no voices."""
     numbers, centre_sf = _centres(x_nf, labels)
     share_s = torch.bincount(labels)[numbers] / len(labels)
     middle_f = share_s @ centre_sf
-    spread_sf = (centre_sf - middle_f) * share_s.sqrt()[:, None]
+    to_corpus_cs = share_s * (corpora_s[numbers] == torch.unique(corpora_s)[:, None])
+    middle_cf = to_corpus_cs @ centre_sf / to_corpus_cs.sum(1, keepdim=True).clamp_min(1e-9)
+    spread_sf = (centre_sf - middle_cf[torch.searchsorted(torch.unique(corpora_s), corpora_s[numbers])]) * share_s.sqrt()[:, None]
     lower_ff = torch.linalg.cholesky(_scatter(x_nf, labels, SPEAKER_SHRINKAGE))
     whitened_fs = torch.linalg.solve_triangular(lower_ff, spread_sf.T, upper=False)
     ratio_s, axes_ss = torch.linalg.eigh(whitened_fs.T @ whitened_fs)  # variance between by variance within, rising

@@ -26,11 +26,11 @@ class Recipe:
     start: from the teacher layers that the student keeps, or at random; narrowing: how a narrower student takes channels, heads
     and units. fit_windows: of speech, on which a student with kept layers is fitted to its teacher before it trains (see
     `trainers.networks.fitting`). matching: the last state predicts all of the teacher's layers, or each is predicted `layer to
-    layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. head_steps: batches of each task on which heads are fitted
-    before a student that does not begin at random is tuned, at most as many as it is tuned on (see `trainers.learning.heads`);
-    0: they begin at random. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine, of students whose heads are
-    fitted and that are up to 256 wide (`rate_at`); teacher_rate: of the teacher; random_rate: of others: those that begin at
-    random, with broadcast blocks or with a shared student. front_rate: that of the convolutions over all others'.
+    layer`, as in DPHuBERT (arXiv 2305.17651). heads: what they read. head_steps: batches of each task, at most, on which heads are
+    fitted: before a student that does not begin at random is tuned, and after every tuning (see `trainers.learning.heads`); 0:
+    never. distill_rate: AdamW's, rate: Adam's at its height, decayed by a cosine, of students whose heads are fitted and that are
+    up to 256 wide (`rate_at`); teacher_rate: of the teacher; random_rate: of others: those that begin at random, with broadcast
+    blocks or with a shared student. front_rate: that of the convolutions over all others'.
     bc_distill_rate, bc_rate: of a `bc` front end, which begins at random as BC-ResNet does; of all of a student that has nothing
     else, and of BC-ResNet.
     speaker_weight: of the speaker's loss beside the keywords' in an update of both; 0: each task has updates of its own, as in the

@@ -62,7 +62,7 @@ def keyword_stream(
 
 
 def speaker_stream(corpus: Corpus, recipe: Recipe, window: int, augment: Augmentation, seed: int) -> Stream:
-    """Labels are below `speaker_classes`. Clips are drawn by length, with replacement: see `length_shares`."""
+    """Labels are places in `corpora_of_classes`. Clips are drawn by length, with replacement: see `length_shares`."""
     rows = corpus.rows("train", with_speaker=True)
     names, numbers = np.unique(corpus.speakers[rows].astype(str), return_inverse=True)
     shares = length_shares(corpus, rows, window)
@@ -76,9 +76,11 @@ def speaker_stream(corpus: Corpus, recipe: Recipe, window: int, augment: Augment
     return of
 
 
-def speaker_classes(corpus: Corpus, recipe: Recipe) -> int:
-    """Speakers times speeds: a speaker at another speed is another one."""
-    return len(set(corpus.speakers[corpus.rows("train", with_speaker=True)])) * len(recipe.speaker_speeds)
+def corpora_of_classes(corpus: Corpus, recipe: Recipe) -> NDArray[np.int64]:
+    """(classes,): the number of each one's corpus. Classes are speakers times speeds: at another speed another one speaks."""
+    rows = corpus.rows("train", with_speaker=True)
+    _, firsts = np.unique(corpus.speakers[rows].astype(str), return_index=True)
+    return np.tile(corpus.corpus_numbers[rows[firsts]].astype(np.int64), len(recipe.speaker_speeds))
 
 
 def _heard(

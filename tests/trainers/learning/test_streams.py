@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trainers.learning.batches import Augmentation
 from trainers.learning.recipe import Recipe
 from trainers.learning.sharing import CHUNK, shared
-from trainers.learning.streams import Batch, Stream, distillation_stream, epochs, keyword_stream, speaker_classes, speaker_stream
+from trainers.learning.streams import Batch, Stream, corpora_of_classes, distillation_stream, epochs, keyword_stream, speaker_stream
 from trainers.learning.targets import prepare_targets
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
@@ -58,7 +58,7 @@ def test_targets_are_numbered_and_heard_in_their_window(tiny_teacher: Teacher, t
 def test_speakers_and_speeds_are_classes(tiny_corpus: Corpus) -> None:
     stream = speaker_stream(tiny_corpus, RECIPE, WINDOW, Augmentation(), 0)
     drawn = Counter(int(label) for step in range(200) for label in stream(step).labels)
-    assert set(drawn) == set(range(speaker_classes(tiny_corpus, RECIPE))) == set(range(8))
+    assert set(drawn) == set(range(len(corpora_of_classes(tiny_corpus, RECIPE)))) == set(range(8))
     assert max(drawn.values()) < 1.5 * min(drawn.values())
 
 
