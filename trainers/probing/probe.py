@@ -65,8 +65,9 @@ def probe_speakers(state: Floats, bench: Bench) -> LayerProbe:
     tells how one voice varies, scored on validation's trials, as a mean over corpora."""
     corpus, trials = bench.corpus, bench.trials["val"]
     train = np.isin(bench.clips, corpus.rows("train", with_speaker=True))
-    labels = np.unique(corpus.speakers[bench.clips[train]].astype(str), return_inverse=True)[1]
-    fits = [fit_speakers(state[train], labels, seed) for seed in bench.seeds]
+    _, firsts, labels = np.unique(corpus.speakers[bench.clips[train]].astype(str), return_index=True, return_inverse=True)
+    corpora = corpus.corpus_numbers[bench.clips[train][firsts]]
+    fits = [fit_speakers(state[train], labels, seed, corpora) for seed in bench.seeds]
     heard = _of_clips(state, bench, _trial_rows(trials))
 
     def error(fit: Affine) -> float:

@@ -155,6 +155,18 @@ def test_discriminants_tell_new_speakers_apart_where_cosines_alone_do_not() -> N
     assert all(fit.weight.shape == (36, 36) for fit in fits)
 
 
+def test_voices_are_told_apart_within_a_corpus() -> None:
+    """Many corpora whose rooms differ in as many directions as an embedding has: those take no place from the voices."""
+    rng = np.random.default_rng(4)
+    speakers, corpora = np.repeat(np.arange(160), 6), np.arange(160) // 2
+    voices = rng.standard_normal((160, 4))[speakers] + 0.3 * rng.standard_normal((960, 4))
+    rooms = 3 * rng.standard_normal((80, 120))[corpora[speakers]] + rng.standard_normal((960, 120))
+    x = np.concatenate([voices, rooms], 1).astype(np.float32)
+    plain, within = (fit_speakers(x, speakers, 0, of)[3].weight for of in (None, corpora))
+    shares = [np.square(weight[:4]).sum() / np.square(weight).sum() for weight in (plain, within)]
+    assert shares[1] > 2 * shares[0]
+
+
 def test_one_window_a_speaker_gives_no_spread_within_and_no_failure() -> None:
     x = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
     assert all(np.isfinite(fit(x)).all() for fit in fit_speakers(x, np.arange(9), seed=0))
