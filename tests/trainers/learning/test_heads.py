@@ -139,7 +139,7 @@ def test_heads_are_fitted_to_what_the_tuned_encoder_hears(is_taught: bool, tiny_
     student, recipe, augment = built(tiny_teacher), Recipe(batch=8, head_steps=5), Augmentation(noise_share=0.0)
     finetune(student, tiny_corpus, recipe, steps=4, window=WINDOW, augment=augment, seed=0, device=CPU, is_taught=is_taught)
     words = keyword_stream(tiny_corpus, WORDS, recipe, WINDOW, augment, seed=0)
-    heard = hear(student.eval(), words, 5, CPU)  # twice as many as it was tuned on, and at most head_steps
+    heard = hear(student.eval(), words, 5, CPU)  # of five times as many as it was tuned on, at most head_steps
     read = student.norm(heard.features)[:, -student.keyword_head.in_features :]
     wanted, _ = keyword_map(read, heard.labels, len(WORDS))
     found = student.keyword_head.weight.T
@@ -162,7 +162,7 @@ def test_a_tutor_is_asked_about_the_tuned_batches_alone(tiny_teacher: Teacher, t
     finetune(student, tiny_corpus, recipe, steps=3, tutor=tutor, share=share, is_taught=True, **options)  # type: ignore[arg-type]
     for task in ("keywords", "speakers"):
         assert {step for name, step in asked if name == f"{task} answered"} == {0, 1, 2}
-        assert {step for name, step in asked if name == task} == {3, 4, 5}
+        assert {step for name, step in asked if name == task} == set(range(3, 15))
 
 
 def test_what_learns_from_a_teacher_knows_its_words_before_it_is_tuned(tiny_teacher: Teacher, tiny_corpus: Corpus) -> None:
