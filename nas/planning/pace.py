@@ -186,7 +186,7 @@ def best_cores(seconds: Callable[[int], float], cpus: float, most: int) -> tuple
 
 
 def _probe_task(context: Context, steps: int) -> Task:
-    """Of batches that are there already, as nearly all of a search are: a node makes them once."""
+    """Of updates alone, on batches that are there already, as nearly all of a search are: a node makes them once."""
     config = context.study.config
     return Task(
         study="",
@@ -197,6 +197,7 @@ def _probe_task(context: Context, steps: int) -> Task:
         finetune_steps=steps,
         splits=(),
         seed=config.seed,
+        tuning={"head_steps": 0},
         sharing=True,
     )
 
