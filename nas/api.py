@@ -93,9 +93,8 @@ def export(
     trained student on real clips.
 
     name: of the folder. precision: the study's where it is None; int8 is judged on the study's speech; accept_loss: whatever it
-    loses. listen: choose thresholds
-    for keywords on streams of the study's speech, for `false_alarms` an hour and keyword, with `negatives`, recordings in which
-    none is said. Where the study's speech is not here, a line says that there are none.
+    loses. listen: choose thresholds for keywords on streams of the study's speech, for `false_alarms` an hour and keyword, with
+    `negatives`, recordings in which none is said. Where the study's speech is not here, a line says that there are none.
     Raises ValueError for what the user can mend.
     """
     _check_export(precision, listen=listen, negatives=negatives, false_alarms=false_alarms)

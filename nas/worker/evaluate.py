@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploy.judging import calibration_windows, score_file
-from deploy.quantize import quantize_static
 from nas.study.config import Precision
 from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
 from nas.worker.task import Start, Task
@@ -35,7 +33,7 @@ from trainers.learning.targets import FREE_SHARE
 from trainers.networks.encoder import SpeechEncoder
 from trainers.networks.inherit import inherit
 from trainers.networks.student import Student, continued, load_student, save_student
-from trainers.scoring.draw import whole
+from trainers.scoring.draw import Scored, whole
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scores import FIGURES, quality_scores
 from trainers.scoring.scoring import score
@@ -68,7 +66,7 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
 def _qualities(context: Context, task: Task, trained: Student, *, is_last: bool) -> dict[str, float]:
     """Scores of each split, in the task's precision on the last rung, whose outcomes are kept."""
     folder, scores, window = context.study.weights_folder(task.name), dict[str, float](), context.target.window
-    with _exported(context, trained, task.precision if is_last else "fp32") as int8:
+    with _in_int8(context, trained, task.precision if is_last else "fp32") as int8:
         for split in task.splits:
             prefix = "" if split == "val" else f"{split}_"
             scored = context.drawn if task.draw and split == "val" else whole(context.corpus, split, context.trials[split])
@@ -77,7 +75,7 @@ def _qualities(context: Context, task: Task, trained: Student, *, is_last: bool)
                 write_outcome(outcome, folder / f"fp32_{split}.npz")
                 exact = quality_scores(outcome, prefix=prefix)
                 scores |= {f"fp32_{prefix}{name}": exact[f"{prefix}{name}"] for name in FIGURES.values()}
-                outcome = score_file(int8, trained.keywords, context.corpus, scored, window)
+                outcome = int8(scored)
             if is_last:
                 write_outcome(outcome, folder / f"outcome_{split}.npz")
             scores |= quality_scores(outcome, prefix=prefix)
@@ -85,15 +83,19 @@ def _qualities(context: Context, task: Task, trained: Student, *, is_last: bool)
 
 
 @contextmanager
-def _exported(context: Context, student: Student, precision: Precision) -> Iterator[Path | None]:
-    """Its file in int8, None for fp32."""
+def _in_int8(context: Context, student: Student, precision: Precision) -> Iterator[Callable[[Scored], Outcome] | None]:
+    """Scores the student's file in int8; None for fp32. ONNX is imported late: most trainings do without it."""
     if precision == "fp32":
         yield None
         return
+    from deploy.judging import calibration_windows, score_file
+    from deploy.quantize import quantize_static
+
+    corpus, window = context.corpus, context.target.window
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        quantize_static(student, path, calibration_windows(context.corpus, context.target.window))
-        yield path
+        quantize_static(student, path, calibration_windows(corpus, window))
+        yield lambda scored: score_file(path, student.keywords, corpus, scored, window)
 
 
 class Stopwatch:
