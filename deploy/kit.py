@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import torch
 from deploy import measure
 from deploy.export import export_onnx, reference_model
 from deploy.quantize import quantize_static
-from deploy.target import Target
+from deploy.target import Precision, Target
 from trainers.networks.student import Student
 
 FOLDER = "srlnas-kit"
@@ -83,8 +83,8 @@ def make_kit(folder: Path, students: Mapping[str, Student], target: Target, prec
 def export_precision(student: Student, path: Path, window: int, precision: str) -> None:
     """For its latency: scales of int8 are those of noise, which are as fast as any. Raises ValueError for another precision than
     fp32 or int8."""
-    if precision not in ("fp32", "int8"):
-        raise ValueError(f"there is no precision {precision!r}; known: fp32, int8")
+    if precision not in get_args(Precision):
+        raise ValueError(f"there is no precision {precision!r}; known: {', '.join(get_args(Precision))}")
     if precision == "int8":
         quantize_static(student.cpu(), path, np.random.default_rng(0).normal(0, 0.1, (SCALED_ON, window)).astype(np.float32))
     else:

@@ -4,14 +4,14 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD
 from search_spaces.kinds import text_of
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
 RUNTIMES = ("onnxruntime",)
-PRECISIONS = ("fp32", "int8")
+Precision = Literal["fp32", "int8"]
 DATA_SHEET = ("peak_gflops", "sustained_gflops", "peak_bandwidth", "sustained_bandwidth")
 
 
@@ -31,7 +31,7 @@ class Target:
     name: str
     description: str
     runtime: str = "onnxruntime"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     threads: int = 1
     window: int = 16_080
     max_latency_ms: float | None = None
@@ -46,7 +46,7 @@ class Target:
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field, allowed in (("runtime", RUNTIMES), ("precision", PRECISIONS)):
+        for field, allowed in (("runtime", RUNTIMES), ("precision", get_args(Precision))):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"target {self.name!r}: {field} is {getattr(self, field)!r}; allowed: {', '.join(allowed)}")
         if not isinstance(self.description, str):

@@ -21,13 +21,14 @@ from rich.console import Console
 
 from deploy.bundle import Bundle
 from deploy.hearing import Speech
+from deploy.target import Precision
 from nas.planning.preparation import check_config, check_target
 from nas.report.exporting import export_model
 from nas.report.front import FRONT_FILE, build_front
 from nas.report.listening import speech_of
 from nas.search import search as run_search
 from nas.study.budget import in_words
-from nas.study.config import Precision, StudyConfig
+from nas.study.config import StudyConfig
 from nas.study.folder import Study, create_study, open_study
 from nas.study.progress import console, progress
 from nas.tracking.connection import default_tracking_uri

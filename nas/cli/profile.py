@@ -193,7 +193,7 @@ def _check_elsewhere(target: str) -> None:
 
 
 def _precisions(text: str) -> tuple[str, ...]:
-    """fp32 is always among them: it is what students are exported in, and what searches predict."""
+    """fp32 is always among them: most searches ask for it."""
     precisions = tuple(dict.fromkeys(["fp32", *text.split(",")]))
     if not set(precisions) <= {"fp32", "int8"}:
         raise ValueError(f"--precision is {text!r}; write fp32, int8 or fp32,int8")

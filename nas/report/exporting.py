@@ -14,13 +14,12 @@ import numpy as np
 from deploy.bundle import Bundle, write_bundle
 from deploy.card import int8_lines, keyword_lines
 from deploy.hearing import Speech, listening
-from deploy.target import load_target
+from deploy.target import Precision, load_target
 from nas.report.front import EXPORTS_FILE, FRONT_FILE, add_exports
 from nas.report.listening import judge_of
 from nas.report.page import PAGE_FILE, write_page
 from nas.report.publish import CLIPS_FILE, FULL_SCALE, MODEL_FILE
 from nas.study.budget import append_line
-from nas.study.config import Precision
 from nas.study.folder import open_study
 from nas.tracking.registry import resolve_model
 from search_spaces.kinds import text_of

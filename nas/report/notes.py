@@ -8,6 +8,7 @@ import numpy as np
 from deploy.judging import MOST_LOST
 from nas.stages.finals import AS_IT_WAS, PREDICTED, as_predicted
 from nas.study.pareto import dominates
+from trainers.scoring.scores import FIGURES
 
 SMALL, CLOSE = 0.25, 3.0  # "small and close": at most a quarter of the teacher, within 3 points of both its scores
 UNEVEN, FAR = 5.0, 15.0  # points: a corpus where more is lost than on the others; one below a model's own mean (corpora differ)
@@ -49,7 +50,7 @@ def _disturbed(front: Front) -> Iterator[str]:
 
 
 def _integers(front: Front) -> Iterator[str]:
-    if front.get("target", {}).get("precision") != "int8":
+    if (front.get("target") or {}).get("precision") != "int8":
         return
     yield "Students are scored and measured in int8; the teacher is scored in fp32, and measured in int8."
     if lost := [m["name"] for m in front["members"] if lost_by_integers(m["scores"]) > MOST_LOST]:
@@ -58,7 +59,7 @@ def _integers(front: Front) -> Iterator[str]:
 
 def lost_by_integers(scores: Mapping[str, float]) -> float:
     """Points of keyword accuracy or EER on validation speakers, whichever is more."""
-    return max(scores[name] - scores[f"fp32_{name}"] for name in ("keyword_error", "eer"))
+    return max(scores[name] - scores[f"fp32_{name}"] for name in FIGURES.values())
 
 
 def _as_trained(front: Front) -> Iterator[str]:

@@ -98,7 +98,7 @@ def final_task(study: Study, final: Final, **changed: Any) -> str:
         seed=study.config.seed,
         tutor=TUTOR if final.tutor_steps else None,
         source=final.source,
-        precision="fp32" if final.role in ("teacher", "tutor") else study_target(study.config).precision,  # type: ignore[arg-type]
+        precision="fp32" if final.role in ("teacher", "tutor") else study_target(study.config).precision,
     )
     return task_json(replace(task, **changed))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from deploy.target import Precision
 from nas.study.budget import Budget
 from search_spaces.kinds import made_of, text_of
 from trainers.learning.recipe import Recipe
@@ -16,7 +17,6 @@ from trainers.learning.targets import Mode
 from trainers.teacher.folder import absolute_source
 
 Sampler = Literal["gp", "optuna-gp", "tpe", "nsga2", "random"]
-Precision = Literal["fp32", "int8"]
 FORMAT = 1  # of a study's folder: rises when an older srlnas would misread it
 
 

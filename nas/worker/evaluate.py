@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.study.config import Precision
+from deploy.target import Precision
 from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning

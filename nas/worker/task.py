@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nas.study.config import Precision
+from deploy.target import Precision
 
 Lengths = Sequence[tuple[int, int]]
 

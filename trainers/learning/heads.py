@@ -62,8 +62,7 @@ def fit_heads(
     """Sets the norm's statistics and the heads of the tasks that were heard; one speaker alone tells nothing of voices.
 
     classes: (speakers, EMBEDDING_DIM), of a speaker's softmax: each becomes the mean of its speaker's embeddings. corpora_s:
-    (speakers,), the number of each one's corpus. turn: from the
-    student's embeddings to its tutor's, where voices have answers.
+    (speakers,), the number of each one's corpus. turn: from the student's embeddings to its tutor's, where voices have answers.
     """
     heard = torch.cat([task.features for task in (words, voices) if task])
     if isinstance(student.norm, nn.BatchNorm1d):
@@ -114,9 +113,10 @@ def speaker_map(x_nf: Tensor, labels: Tensor, corpora_s: Tensor) -> tuple[Tensor
     numbers, centre_sf = _centres(x_nf, labels)
     share_s = torch.bincount(labels)[numbers] / len(labels)
     middle_f = share_s @ centre_sf
-    to_corpus_cs = share_s * (corpora_s[numbers] == torch.unique(corpora_s)[:, None])
-    middle_cf = to_corpus_cs @ centre_sf / to_corpus_cs.sum(1, keepdim=True).clamp_min(1e-9)
-    spread_sf = (centre_sf - middle_cf[torch.searchsorted(torch.unique(corpora_s), corpora_s[numbers])]) * share_s.sqrt()[:, None]
+    corpus_s = torch.unique(corpora_s[numbers], return_inverse=True)[1]
+    share_cs = share_s * F.one_hot(corpus_s).T
+    middle_cf = share_cs @ centre_sf / share_cs.sum(1, keepdim=True)
+    spread_sf = (centre_sf - middle_cf[corpus_s]) * share_s.sqrt()[:, None]
     lower_ff = torch.linalg.cholesky(_scatter(x_nf, labels, SPEAKER_SHRINKAGE))
     whitened_fs = torch.linalg.solve_triangular(lower_ff, spread_sf.T, upper=False)
     ratio_s, axes_ss = torch.linalg.eigh(whitened_fs.T @ whitened_fs)  # variance between by variance within, rising
