@@ -11,7 +11,6 @@ import numpy as np
 from nas.planning.pace import Pace, training_macs
 from nas.planning.plan import (
     FEWEST_MEMBERS,
-    FEWEST_STEPS,
     FINAL_SAFETY,
     REFERENCE_SHARE,
     Plan,
@@ -27,6 +26,7 @@ from nas.worker.task import Start
 from search_spaces.architecture import Baseline
 from search_spaces.catalog import paper_student
 
+SHORTEST_REFERENCE = 5  # steps: its heads are fitted in closed form, and know something all the same
 OVERDRAFT = 0.01  # of the budget, by which what is predicted may overrun it
 
 
@@ -121,7 +121,7 @@ class Choice:
         whole = final.finetune_steps
         shorter = [
             dataclasses.replace(final, finetune_steps=steps, distill_steps=round(final.distill_steps * steps / whole))
-            for steps in steps_between(min(FEWEST_STEPS, whole), whole)
+            for steps in steps_between(min(SHORTEST_REFERENCE, whole), whole)
         ]
         return max((one for one in shorter if self.seconds(one) <= room), key=lambda one: one.finetune_steps, default=shorter[0])
 

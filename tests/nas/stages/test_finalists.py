@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nas.planning.pace import Pace
 from nas.planning.plan import FEWEST_MEMBERS, REFERENCE_SHARE, Plan
-from nas.stages.finalists import OVERDRAFT, Choice
+from nas.stages.finalists import OVERDRAFT, SHORTEST_REFERENCE, Choice
 from nas.stages.finals import Final, front_of, members_of, record_final
 from nas.study.budget import Account, Budget
 from nas.study.candidates import Candidate
@@ -113,7 +113,7 @@ def test_a_reference_is_as_short_as_what_is_left_needs(choice: MakeChoice, left:
         begun = made.begun(final, [])
         if final.role in ("paper's student", "BC-ResNet"):
             assert begun is not None and begun.finetune_steps <= final.finetune_steps
-            assert made.seconds(begun) <= room or begun.finetune_steps == 20
+            assert made.seconds(begun) <= room or begun.finetune_steps == SHORTEST_REFERENCE
             if begun.finetune_steps < final.finetune_steps:
                 assert begun.updates < final.updates and begun in made.wanted()  # what was decided is on record
 
