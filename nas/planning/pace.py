@@ -29,7 +29,7 @@ BASE_SECONDS = 3.0  # of a training beside its updates: building, scoring's set-
 DEPTHWISE = 6.0  # a MAC of BC-ResNet takes as long as six of a student (CPU, bf16): its convolutions move more than they multiply
 TYPICAL_DRAWS = 64
 PROBE_STEPS = 2
-MEASURING = 7.0  # seconds of a student: export, memory, and passes that take turns
+MEASURING = {"fp32": 7.0, "int8": 12.0}  # seconds of a student: export, memory, and passes that take turns
 WORTH_CORES = 1.5  # times the resource-seconds of a worker that a training alone may take for the cores of a node
 CUDA_BYTES = 6e8  # of a process that has a CUDA context, beside torch's own memory
 MOST_ON_A_GPU = 16
@@ -133,7 +133,9 @@ def probe(context: Context, space: SearchSpace) -> Pace:
         batch=recipe.batch,
         head_steps=recipe.head_steps,
         scorings=2 if context.target.precision == "int8" else 1,
-        measuring=MEASURING if is_measured and parse_budget(study.config.budget).resource == "cpu" else 0.0,
+        measuring=MEASURING[context.target.precision]
+        if is_measured and parse_budget(study.config.budget).resource == "cpu"
+        else 0.0,
         per_made=_seconds_made(context),
     )
 
