@@ -20,7 +20,7 @@ from trainers.networks.fitting import regress
 from trainers.networks.student import Student
 
 KEYWORD_SHRINKAGE = 0.1  # of the scatter within classes, towards a multiple of the identity
-SPEAKER_SHRINKAGE = 0.6
+SPEAKER_SHRINKAGE = 0.2
 HELD_OUT = 5  # of so many windows one tells how sure the keyword head may be
 AGAIN = 5  # times the steps: in equal time better than 2 by 2 to 4 points of words, and 8 is no better
 SCALES = torch.logspace(1, -8, 19, base=2)

@@ -50,7 +50,7 @@ class Recipe:
     fit_windows: int = 256
     matching: Matching = "last state"
     heads: Heads = "every state"
-    head_steps: int = 256
+    head_steps: int = 512
     distill_rate: float = 1e-3
     bc_distill_rate: float = 4e-3  # of 64 channels, 120 steps on real speech: a loss of 2.78, with 1e-3 3.13
     rate: float = 3e-4

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.learning.batches import Augmentation, Ints, Rng, length_shares, training_windows
+from trainers.learning.batches import Augmentation, Ints, Rng, training_windows, windows_filled
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Targets
 from trainers.speech.corpora import Corpus
@@ -62,16 +62,19 @@ def keyword_stream(
 
 
 def speaker_stream(corpus: Corpus, recipe: Recipe, window: int, augment: Augmentation, seed: int) -> Stream:
-    """Labels are places in `corpora_of_classes`. Clips are drawn by length, with replacement: see `length_shares`."""
+    """Labels are places in `corpora_of_classes`. Each window of speech is heard once before any is heard again."""
     rows = corpus.rows("train", with_speaker=True)
     names, numbers = np.unique(corpus.speakers[rows].astype(str), return_inverse=True)
-    shares = length_shares(corpus, rows, window)
+    filled = windows_filled(corpus, rows, window)
+    clips, lasts = np.repeat(np.arange(len(rows)), filled), np.cumsum(filled)
+    picked = epochs(len(clips), recipe.batch, seed)
 
     def of(step: int) -> Batch:
-        rng = step_rng(seed, SPEAKERS, step)
-        at, speeds = rng.choice(len(rows), size=recipe.batch, p=shares), rng.integers(len(recipe.speaker_speeds), size=recipe.batch)
+        rng, windows = step_rng(seed, SPEAKERS, step), picked(step)
+        at, speeds = clips[windows], rng.integers(len(recipe.speaker_speeds), size=recipe.batch)
+        parts = [(int(place - lasts[clip] + filled[clip]), int(filled[clip])) for place, clip in zip(windows, at)]
         labels = numbers[at] + speeds * len(names)
-        return _heard(corpus, rows[at], np.array(recipe.speaker_speeds)[speeds], labels, window, rng, augment)
+        return _heard(corpus, rows[at], np.array(recipe.speaker_speeds)[speeds], labels, window, rng, augment, parts)
 
     return of
 
@@ -84,9 +87,16 @@ def corpora_of_classes(corpus: Corpus, recipe: Recipe) -> NDArray[np.int64]:
 
 
 def _heard(
-    corpus: Corpus, clips: Ints, speeds: NDArray[np.float64], labels: Ints, window: int, rng: Rng, augment: Augmentation
+    corpus: Corpus,
+    clips: Ints,
+    speeds: NDArray[np.float64],
+    labels: Ints,
+    window: int,
+    rng: Rng,
+    augment: Augmentation,
+    parts: list[tuple[int, int]] | None = None,
 ) -> Batch:
-    audio = training_windows(corpus, clips.tolist(), window, rng, augment, speeds=speeds.tolist())
+    audio = training_windows(corpus, clips.tolist(), window, rng, augment, speeds=speeds.tolist(), parts=parts)
     return Batch(audio=audio.astype(np.float16), labels=labels.astype(np.int64))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainers.learning.batches import Augmentation, cut, equalized, length_shares, random_start, training_windows, window_starts
+from trainers.learning.batches import Augmentation, cut, equalized, random_start, training_windows, window_starts
 from trainers.speech.corpora import Corpus
 
 WINDOW = 4880  # 15 frames
@@ -106,15 +106,13 @@ def test_noise_comes_in_its_share_of_windows() -> None:
     np.testing.assert_array_equal(Augmentation(noise_share=0.0, gain_db=0.0)(clean, rng()), clean)
 
 
-def test_every_window_of_speech_is_drawn_alike(tiny_corpus: Corpus) -> None:
-    """One speaker has four clips of a window, one a long clip of four windows, one a clip of a window alone."""
-    speakers = tiny_corpus.speakers
-    long = [row for row in tiny_corpus.rows("train") if tiny_corpus.length(row) == 24_000]
-    short = {
-        name: [row for row in tiny_corpus.rows("train") if speakers[row] == name and row not in long] for name in set(speakers)
-    }
-    rows = np.array([*short["train0"][:4], long[1], short["train2"][0]])
-    np.testing.assert_allclose(length_shares(tiny_corpus, rows, WINDOW), [1 / 9, 1 / 9, 1 / 9, 1 / 9, 4 / 9, 1 / 9])
+@given(st.integers(1, 9), st.integers(0, 8_000), st.integers(0, 99))
+def test_parts_of_a_clip_are_all_of_it(filled: int, spare: int, seed: int) -> None:
+    """Whatever starts they have: side by side, in order."""
+    length, generator = filled * WINDOW + spare, rng(seed)
+    drawn = [[random_start(length, WINDOW, generator, part, filled) for _ in range(20)] for part in range(filled)]
+    assert all(max(before) < min(after) for before, after in pairwise(drawn))
+    assert min(map(min, drawn)) >= 0 and max(map(max, drawn)) <= length - WINDOW
 
 
 def test_training_windows_are_cut_on_whole_frames(tiny_corpus: Corpus) -> None:

@@ -55,6 +55,18 @@ def test_targets_are_numbered_and_heard_in_their_window(tiny_teacher: Teacher, t
     np.testing.assert_array_equal(batch.audio, targets.audio(batch.labels).astype(np.float16))
 
 
+def test_all_speech_of_speakers_is_heard_before_any_of_it_again(tiny_corpus: Corpus) -> None:
+    """One speaker has clips of a window, another a clip of four windows, another one of a window alone."""
+    rows = tiny_corpus.rows("train", with_speaker=True)
+    names = sorted(set(tiny_corpus.speakers[rows]))
+    windows = Counter[int]()
+    for row in rows:
+        windows[names.index(tiny_corpus.speakers[row])] += max(1, tiny_corpus.length(int(row)) // WINDOW)
+    stream, epoch = speaker_stream(tiny_corpus, Recipe(batch=2), WINDOW, Augmentation(), 0), windows.total()
+    heard = [int(label) for step in range(epoch) for label in stream(step).labels]
+    assert Counter(heard[:epoch]) == Counter(heard[epoch:]) == windows and heard[:epoch] != heard[epoch:]
+
+
 def test_speakers_and_speeds_are_classes(tiny_corpus: Corpus) -> None:
     stream = speaker_stream(tiny_corpus, RECIPE, WINDOW, Augmentation(), 0)
     drawn = Counter(int(label) for step in range(200) for label in stream(step).labels)
