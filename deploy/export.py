@@ -21,6 +21,16 @@ PARITY_LIMIT = 1e-4  # the exported file may differ by this much from the studen
 LARGE = 10.0  # from logits of this size on the limit grows with them: float32 rounds those of 22 by 4e-5, from batch to batch
 
 Windows = npt.NDArray[np.float32]
+REFERENCE_GEOMETRY = Geometry(
+    head_dim=64,
+    conv_dims=(32, 64, 128, 128, 128, 128, 128),
+    conv_bias=True,
+    front_norm="layer",
+    norm_order="post",
+    position_kernel=64,
+    position_groups=16,
+    normalize_input=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +116,6 @@ def reference_model(path: Path, window: int) -> None:
     architecture = Architecture(
         front_end="wave", front_width=96, frame_stride=1, width=192, heads=(3, 3), ffn_dims=(512, 512), kept_layers=(1, 2)
     )
-    geometry = Geometry(
-        head_dim=64,
-        conv_dims=(32, 64, 128, 128, 128, 128, 128),
-        conv_bias=True,
-        front_norm="layer",
-        norm_order="post",
-        position_kernel=64,
-        position_groups=16,
-        normalize_input=True,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        export_onnx(Student(architecture, geometry, ("yes", "no")), path, window)
+        export_onnx(Student(architecture, REFERENCE_GEOMETRY, ("yes", "no")), path, window)

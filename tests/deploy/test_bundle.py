@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from deploy.bundle import Bundle, check_answers, verify_bundle, write_bundle
+from deploy.export import REFERENCE_GEOMETRY
 from deploy.runtime.classify import cut, resample
 from deploy.target import load_target
 from search_spaces.architecture import Architecture, Geometry
@@ -25,23 +26,13 @@ TARGET = load_target("host")
 CLIPS = (0.1 * np.random.default_rng(0).standard_normal((3, TARGET.window))).astype(np.float32)
 FILES = {"model.onnx", "labels.json", "parity.json", "classify.py", "listen.py", "enrol.py", "sources.py", "README.md"}
 ARCHITECTURE = Architecture(front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1,), ffn_dims=(96,), kept_layers=(1,))
-GEOMETRY = Geometry(
-    head_dim=64,
-    conv_dims=(32, 64, 128, 128, 128, 128, 128),
-    conv_bias=True,
-    front_norm="layer",
-    norm_order="post",
-    position_kernel=64,
-    position_groups=16,
-    normalize_input=True,
-)
 
 
 @pytest.fixture(scope="module")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("student")
-    save_student(Student(ARCHITECTURE, GEOMETRY, KEYWORDS), folder)
+    save_student(Student(ARCHITECTURE, REFERENCE_GEOMETRY, KEYWORDS), folder)
     return folder
 
 
@@ -80,7 +71,7 @@ def test_contract(written: Bundle, student_folder: Path) -> None:
     assert manifest["outputs"] == {"logits": [1, 3], "embedding": [1, 128]}
     assert manifest["params"] == sum(weight.numel() for weight in load_student(student_folder).parameters())
     assert Architecture.from_dict(manifest["architecture"]) == ARCHITECTURE
-    assert Geometry.from_dict(manifest["geometry"]) == GEOMETRY
+    assert Geometry.from_dict(manifest["geometry"]) == REFERENCE_GEOMETRY
     assert manifest["scores"]["keyword_error"]["high"] == 5.0
     assert manifest["latency"] == {
         **{"milliseconds": 0.5, "low": 0.4, "high": 0.6, "how": "measured"},
@@ -203,7 +194,7 @@ def test_clips_of_another_window(student_folder: Path, tmp_path: Path, shape: tu
 
 
 def _broken_student(folder: Path) -> Path:
-    student = Student(ARCHITECTURE, GEOMETRY, KEYWORDS)
+    student = Student(ARCHITECTURE, REFERENCE_GEOMETRY, KEYWORDS)
     with torch.no_grad():
         student.speaker_head.weight.fill_(float("nan"))
     save_student(student, folder)

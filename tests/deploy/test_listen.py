@@ -19,8 +19,9 @@ from listen import Settings, Spent, events, whose
 from sources import hops_of, hops_of_stream
 
 from deploy.bundle import write_bundle
+from deploy.export import REFERENCE_GEOMETRY
 from deploy.target import load_target
-from search_spaces.architecture import Architecture, Geometry
+from search_spaces.architecture import Architecture
 from trainers.networks.student import Student, save_student
 from trainers.scoring.alarms import Heard
 from trainers.scoring.streams import recorded_streams
@@ -28,16 +29,6 @@ from trainers.scoring.streams import recorded_streams
 RATE, WINDOW = 16_000, 16_080
 LABELS = ["_unknown_", "low", "high"]
 MANIFEST: dict[str, Any] = {"sample_rate": RATE, "window": WINDOW}
-GEOMETRY = Geometry(
-    head_dim=64,
-    conv_dims=(32, 64, 128, 128, 128, 128, 128),
-    conv_bias=True,
-    front_norm="layer",
-    norm_order="post",
-    position_kernel=64,
-    position_groups=16,
-    normalize_input=True,
-)
 
 
 class Pitches:
@@ -150,7 +141,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("student")
     small = Architecture(front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1,), ffn_dims=(96,), kept_layers=(1,))
-    save_student(Student(small, GEOMETRY, tuple(LABELS)), folder)
+    save_student(Student(small, REFERENCE_GEOMETRY, tuple(LABELS)), folder)
     clips = (0.1 * np.random.default_rng(0).standard_normal((2, WINDOW))).astype(np.float32)
     thresholds = [
         {"false_acceptance": 1.0, "unsupported": "60 trials of different speakers; 300 are needed"},
