@@ -10,9 +10,10 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,28 +61,40 @@ def all_is_there(folder: Path, uri: str) -> None:
     assert len(client.search_model_versions("name = 'one'")) == len(front["members"])
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it answers."""
+    while True:
+        assert process.poll() is None, log.read_text()[-3000:]
+        with suppress(OSError):
+            urllib.request.urlopen(address, timeout=2).close()
+            return
+        time.sleep(0.3)
+
+
 class Server:
     """MLflow's, with a database and artifacts that outlive it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.log = folder, folder / "server.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, folder: Path, files: str = "served", **environment: str) -> None:
+        self.folder, self.log, self.files, self.environment = folder, folder / "server.log", files, environment
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
-        options = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "served", "--port", str(self.port)]
+        options = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", self.files, "--port", str(self.port)]
         with self.log.open("a") as log:
             command = [sys.executable, "-m", "mlflow", "server", *options, "--workers", "1"]
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
-        while True:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            with suppress(OSError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-                return
-            time.sleep(0.3)
+            environment = os.environ | self.environment
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(f"{self.uri}/health", self.process, self.log)
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -129,6 +142,48 @@ def test_artifacts_that_cannot_be_stored_are_stored_later(on_known_machine: Path
     store.unlink()
     srlnas(on_known_machine, "search", "--resume", "one")
     all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
+
+
+@pytest.fixture
+def s3(on_known_machine: Path) -> Iterator[dict[str, str]]:
+    """A server that speaks S3, with one bucket: what another process has to know of it."""
+    address, log = f"http://127.0.0.1:{(port := free_port())}", on_known_machine / "s3.log"
+    with log.open("w") as said:
+        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=said, stderr=said)
+    try:
+        wait_for(address, process, log)
+        key = {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        store(key | {"MLFLOW_S3_ENDPOINT_URL": address}).create_bucket(Bucket="mlflow")
+        yield key | {"MLFLOW_S3_ENDPOINT_URL": address}
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def store(known: dict[str, str]) -> Any:
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    return boto3.client(
+        "s3",
+        endpoint_url=known["MLFLOW_S3_ENDPOINT_URL"],
+        aws_access_key_id=known["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=known["AWS_SECRET_ACCESS_KEY"],
+        region_name=known["AWS_DEFAULT_REGION"],
+    )
+
+
+def test_files_lie_in_an_s3_store_whose_keys_a_search_does_not_have(
+    on_known_machine: Path, tiny_search: Options, srlnas: Run, s3: dict[str, str]
+) -> None:
+    server = Server(on_known_machine, "s3://mlflow/files", **s3)
+    try:
+        srlnas(on_known_machine, "search", *tiny_search, "--name", "one", "--candidates", "3", "--tracking-uri", server.uri)
+        all_is_there(on_known_machine, server.uri)
+        kept = [item["Key"] for item in store(s3).list_objects_v2(Bucket="mlflow")["Contents"]]
+        assert any(name.endswith("weights.safetensors") for name in kept) and any(name.endswith("front.html") for name in kept)
+        srlnas(on_known_machine, "export", "models:/one@smallest", "--tracking-uri", server.uri, "--name", "shipped", "--no-listen")
+        srlnas(on_known_machine, "verify", "deploy/exports/shipped")
+    finally:
+        server.kill()
 
 
 def test_a_full_disk_is_said_and_the_search_goes_on_with_room(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:

@@ -60,6 +60,23 @@ def test_ctrl_c_loses_nothing(on_known_machine: Path, tiny_search: Options, srln
     assert json.loads(srlnas(on_known_machine, "front", "cut", "--json").stdout)["stage"] == "final"
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
+    arguments = ["search", *tiny_search, "--finalists", "1", "--candidates", "3", "--cpus", "2", "--name", "cut"]
+    record = on_known_machine / "studies/cut/candidates.jsonl"
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    started = subprocess.Popen([*SRLNAS, *arguments], cwd=on_known_machine, **options)
+    until(started, lambda: record.is_file() and '"complete"' in record.read_text())
+    for _ in range(2):
+        os.kill(started.pid, signal.SIGINT)
+        time.sleep(0.2)
+    out, err = started.communicate(timeout=10)
+    assert started.returncode == 130 and "Traceback" not in out + err, out + err
+    srlnas(on_known_machine, "search", "--resume", "cut")
+    complete = [c["number"] for c in read_lines(record) if c["state"] == "complete"]
+    assert len(complete) == len(set(complete)) == 3
+
+
 def until(process: subprocess.Popen[Any], happened: Callable[[], bool], every: float = 0.2) -> None:
     """Waits for it while the process runs."""
     while not happened():
