@@ -41,6 +41,7 @@ VICTIMS = ("driver", "worker", "raylet", "gcs_server")
 TITLES = (b"ray::run_task", b"ray::ImplicitFunc")  # of a worker that trains
 CHECKPOINTS = "3"  # seconds between two of a training
 LOOK = 0.1
+KILLS = 3  # of one search in one stage: a training is tried again as often
 LONGEST_WAIT = 6.0  # seconds into a stage, at most, before the kill
 OPTIONS = ("--space", "edge", "--steps", "4", "--batch", "8", "--candidates", "3", "--finalists", "2", "--budget", "3cpu-hours")
 
@@ -86,7 +87,7 @@ def summary(out: Path) -> dict[str, Any]:
 
 @dataclass
 class Survivor:
-    """One search with a kill in every stage."""
+    """One search with kills in every stage."""
 
     out: Path
     name: str
@@ -104,8 +105,8 @@ class Survivor:
         sampler = threading.Thread(target=self._sample, daemon=True)
         sampler.start()
         command = ["search", *OPTIONS, "--name", self.name, "--data", "speech.parquet", "--target", "raspberry-pi-4"]
-        left = list(STAGES)
-        for _ in range(4 * len(STAGES)):
+        left = KILLS * list(STAGES)
+        for _ in range(2 * len(left)):
             self._start([*command, "--cache", f"cache/{self.rng.randrange(10**9)}"] if not self.folder.exists() else self._resume)
             if self._lives_through(left):
                 break
