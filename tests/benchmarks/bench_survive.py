@@ -1,5 +1,6 @@
-"""Searches that are killed: SIGKILL to the driver, a worker, the raylet or Ray's GCS at a random moment of every stage, each search
-continued until it ends. What was lost, what is there twice, how many seconds of work a kill cost, and whether the ledger is right.
+"""Searches that are killed: SIGKILL to the driver, a worker, the raylet, Ray's GCS or a whole node (all of Ray there) at a random
+moment of every stage, each search continued until it ends. What was lost, what is there twice, what a kill cost in seconds of work,
+and whether the ledger is right.
 
 One search after another, whose students are tiny; every kill is a line in OUT/kills.jsonl, so an interrupted run goes on.
 """
@@ -37,7 +38,7 @@ STAGES = {
     "finals": "finalists and references",
     "report": "further members",
 }
-VICTIMS = ("driver", "worker", "raylet", "gcs_server")
+VICTIMS = ("driver", "worker", "raylet", "gcs_server", "node")
 TITLES = (b"ray::run_task", b"ray::ImplicitFunc")  # of a worker that trains
 CHECKPOINTS = "3"  # seconds between two of a training
 LOOK = 0.1
@@ -153,21 +154,25 @@ class Survivor:
     def _kill(self, stage: str) -> None:
         assert self.running is not None
         done = Counter((kill["victim"], kill["stage"]) for kill in kills(self.out))
-        found = {victim: pid for victim in VICTIMS if (pid := self._process(victim))}
+        found = {victim: pids for victim in VICTIMS if (pids := self._processes(victim))}
         victim = min(found, key=lambda name: (done[name, stage], self.rng.random()))
         now = time.time()
-        with suppress(ProcessLookupError):
-            os.kill(found[victim], signal.SIGKILL)
-            kill = {"search": self.name, "stage": stage, "victim": victim, "lost_seconds": round(self._lost(now, victim), 2)}
-            _append(self.out / "kills.jsonl", kill)
-            print(kill, flush=True)
+        for pid in found[victim]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        kill = {"search": self.name, "stage": stage, "victim": victim, "lost_seconds": round(self._lost(now, victim), 2)}
+        _append(self.out / "kills.jsonl", kill)
+        print(kill, flush=True)
 
-    def _process(self, victim: str) -> int | None:
+    def _processes(self, victim: str) -> list[int]:
         assert self.running is not None
         if victim == "driver":
-            return self.running.pid
+            return [self.running.pid]
+        below = list(processes(self.running.pid))
+        if victim == "node":
+            return [pid for pid, _ in below]
         titles = TITLES if victim == "worker" else (f"/{victim}\0".encode(),)
-        return next((pid for pid, title in processes(self.running.pid) if any(wanted in title for wanted in titles)), None)
+        return [pid for pid, title in below if any(wanted in title for wanted in titles)][:1]
 
     def _lost(self, now: float, victim: str) -> float:
         """Seconds between the kill and what a continued search begins with: of every training that ran, or of the stage."""
