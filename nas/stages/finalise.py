@@ -48,14 +48,12 @@ def train_finals(choice: Choice, wanted: Sequence[Final], tick: Tick) -> None:
 def _reports(choice: Choice, finals: Sequence[Final], tick: Tick) -> Iterator[tuple[Final, dict[str, Any]]]:
     """Each final with its report, those that an earlier study trained at once. What runs is charged, interrupted or not."""
     context, account = choice.context, choice.account
-    expected, ended = sum(map(choice.seconds, finals)), list[float]()  # wall seconds
     kept = {final.name: report for final in finals if (report := kept_report(context, final)) is not None}
-    for final in finals:
-        if final.name in kept:
-            yield final, kept[final.name]
-            ended.append(choice.seconds(final))
+    yield from ((final, kept[final.name]) for final in finals if final.name in kept)
+    left, ended = [final for final in finals if final.name not in kept], list[float]()  # wall seconds
+    expected = min(sum(map(choice.seconds, left)), max(0.0, account.left) / account.resources)  # references shrink to that
     for final, report in run_tasks(
-        [final for final in finals if final.name not in kept],
+        left,
         lambda final: final_task(context.study, final, sharing=True),
         context.study.config,
         account.workers,
