@@ -31,7 +31,7 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 RUNTIME = Path(__file__).parent / "runtime"
 SCRIPTS = ("classify.py", "listen.py", "enrol.py", "sources.py")
-BESIDE = (MANIFEST_FILE, "voices.json", "__pycache__")  # what need not be in the manifest
+BESIDE = (MANIFEST_FILE, "voices.json")  # what need not be in the manifest
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 
@@ -199,13 +199,15 @@ def _to_int8(path: Path, student: Student, window: int, judge: Judge, manifest: 
     """In place of the file in fp32; returns what that changes of the manifest."""
     small = path.with_name("int8.onnx")
     quantize_static(student, small, calibration_windows(judge.corpus, window))
-    found = judge.entries(path, small, student.keywords, window)
+    found = judge.entries(path, small, student.keywords, window, manifest["target"]["threads"])
     small.replace(path)
     latency, ratio = manifest["latency"], found["int8"]["latency_ratio"]
     if latency and latency["precision"] == "fp32":
         scaled = {"milliseconds": "value", "low": "low", "high": "high"}
         how = f"{latency['how']} in fp32, times {ratio['value']:.2f} that int8 takes on {ratio['machine']}"
-        latency = {**latency, **{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}
+        of_fp32 = [name for name in latency if name == "memory_bytes" or name.startswith("predicted_")]
+        latency = {name: value for name, value in latency.items() if name not in of_fp32}
+        latency |= {**{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}
     scores = {**manifest["scores"], **found["scores"]}
     return {**found, "scores": scores, "precision": "int8", "latency": latency}
 

@@ -9,6 +9,7 @@ from trainers.scoring.scores import by_corpus
 
 Manifest = Mapping[str, Any]
 
+REAL_TIME = 100.0  # milliseconds of a window: ten of them a second
 USE = """# {name}
 
 {note}Finds which of {count} keywords is in a recording of one second, and whose voice it is: {labels}.
@@ -147,9 +148,12 @@ def _voices(thresholds: list[Mapping[str, Any]]) -> Iterator[str]:
 def _latency(latency: Mapping[str, Any] | None) -> Iterator[str]:
     if latency:
         window = f"a window of {latency['window']} samples"
-        how = f"{latency['how']}: {latency['target']}, {latency['threads']} thread, {latency['precision']}"
+        threads = latency["threads"]
+        how = f"{latency['how']}: {latency['target']}, {threads} thread{'s' * (threads > 1)}, {latency['precision']}"
         yield f"{latency['milliseconds']:.2f} [{latency['low']:.2f}, {latency['high']:.2f}] ms {window}, {how}."
-        yield f"Ten windows a second take {latency['milliseconds']:.1f} % of one core."
+        yield f"Ten windows a second take {latency['milliseconds'] * threads:.1f} % of one core."
+        if latency["milliseconds"] > REAL_TIME:
+            yield "So many it does not hear in time: give `listen.py` a longer `--hop`."
 
 
 def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:

@@ -53,7 +53,7 @@ class Judge:
     fp32: Mapping[str, Outcome]
     accept_loss: bool = False
 
-    def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int) -> dict[str, Any]:
+    def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int, threads: int) -> dict[str, Any]:
         """Of a manifest. `int8`: sizes and times of the two files, side by side on this machine, and the scores of the second with
         paired changes; `scores`, as a search has them, and `voice_thresholds` of the second. Raises ValueError where validation
         speakers show a loss that is not accepted; the test split is heard only then."""
@@ -64,7 +64,7 @@ class Judge:
             scored[split] = _compared(outcomes[split], self.fp32[split])
             if split == "val":
                 lost_more = self._lost_more(scored[split])
-        (taken,) = measure([int8], fp32, window=window)
+        (taken,) = measure([int8], fp32, window=window, threads=threads)
         ratio = {"value": taken.ratio, "low": taken.ratio_low, "high": taken.ratio_high, "marks": list(taken.marks)}
         size = int8.stat().st_size / fp32.stat().st_size
         machine = {**ratio, "machine": device_facts()["cpu"]}

@@ -7,6 +7,8 @@
 Reads 16-bit PCM WAV; other formats where `soundfile` is installed. Lies beside `model.onnx`, `labels.json` and `manifest.json`.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import io
@@ -84,8 +86,8 @@ def _read_wav(path: Path) -> tuple[Samples, int, int]:
         most = path.stat().st_size // (2 * channels)  # a recorder that streams writes a size of 4 GB
         data = clip.readframes(min(clip.getnframes(), most))
     whole = data[: len(data) // (2 * channels) * 2 * channels]  # a torn file's last frame is left out
-    samples = np.frombuffer(whole, "<i2").reshape(-1, channels).mean(1) / 32768
-    return samples.astype(np.float32), rate, channels
+    samples = np.frombuffer(whole, "<i2").reshape(-1, channels).mean(1, dtype=np.float32) / 32768
+    return samples, rate, channels
 
 
 def _read_with_soundfile(path: Path, reason: str) -> tuple[Samples, int, int]:

@@ -8,6 +8,8 @@ What is stored in voices.json: a name and the mean of the clips' embeddings, num
 The numbers are personal data: whoever has them can tell this voice from others. They are good for this model alone.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -16,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from classify import Samples, classify, cut, load_clip, load_model
+
+sys.dont_write_bytecode = True  # the folder keeps the files that were exported, and no other code
+from classify import Samples, classify, cut, load_clip, load_model  # noqa: E402
 
 VOICES_FILE = "voices.json"
 FEWEST_CLIPS = 3

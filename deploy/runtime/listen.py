@@ -10,6 +10,8 @@ time: seconds of the stream, at the end of what was heard. speaker: a voice of `
 Lies beside the other files of its folder. Needs numpy and onnxruntime alone.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json
@@ -23,9 +25,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from classify import Samples, classify, load_clip, load_model
-from enrol import LISTENING, VOICES_FILE, Voices, read_voices, voice_threshold
-from sources import FULL_SCALE, hops_of, hops_of_microphone, hops_of_stream
+
+sys.dont_write_bytecode = True  # the folder keeps the files that were exported, and no other code
+from classify import Samples, classify, load_model  # noqa: E402
+from enrol import LISTENING, VOICES_FILE, Voices, read_voices, voice_threshold  # noqa: E402
+from sources import FULL_SCALE, hops_of_file, hops_of_microphone, hops_of_stream  # noqa: E402
 
 UNKNOWN = "unknown"
 FRAME_SECONDS = 0.02
@@ -220,14 +224,15 @@ def main() -> int:
         elif arguments.source == "-":
             hops = hops_of_stream(sys.stdin.buffer, rate, size)
         else:
-            hops = hops_of(load_clip(Path(arguments.source), rate, silence=True), size)
+            hops = hops_of_file(Path(arguments.source), rate, size)
         for event in events(hops, session, manifest, labels, voices, settings, spent):
             print(json.dumps(event), flush=True)
     except ValueError as error:
         print(f"listen: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        pass
+        if not spent.heard:
+            return 130
     except BrokenPipeError:  # whoever read the events has heard enough
         sys.stdout = None
         return 0

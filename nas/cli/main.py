@@ -158,9 +158,13 @@ def print_front(front: dict[str, Any]) -> None:
 
 
 def next_steps(study: str, tracking_uri: str | None) -> str:
-    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    from nas.tracking.connection import shown
+
+    is_server = (tracking_uri or "").startswith("http")
+    server = f" --tracking-uri {shown(tracking_uri)}" if tracking_uri else ""
+    pages = f"open {shown(tracking_uri)}" if tracking_uri and is_server else f"srlnas ui{server}                     "
     return (
-        f"\nnext:\n  srlnas ui{server}                        look at the runs and models\n"
+        f"\nnext:\n  {pages}   look at the runs and models\n"
         f"  studies/{study}/front.html     pick by limits, in a browser\n"
         f"  srlnas front {study}           print this table again\n"
         f"  srlnas export models:/{study}@knee{server}   write deploy/exports/ for the device"

@@ -20,7 +20,7 @@ TeacherName = Annotated[
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="The recipe of the searches to come: it says what heads read.")]
 Number = Annotated[int, typer.Option("--measurements", help="Students that are measured: 10 are good, 20 better.")]
-Precisions = Annotated[str, typer.Option("--precision", help="Beside fp32: int8, of matrix products.")]
+Precisions = Annotated[str, typer.Option("--precision", help="Beside fp32: int8, as exports have it.")]
 
 
 @profile_app.callback(invoke_without_command=True)

@@ -1,6 +1,7 @@
 """From a budget to a plan: a few updates timed on this machine, what they let the budget buy, and how that is told."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,11 @@ from nas.planning.plan import FEWEST_MEMBERS, SEARCH_SHARE, Plan, make_plan
 from nas.planning.preparation import BEFORE_SEARCH, PROBE, driver_resources
 from nas.study.budget import Account, in_words
 from nas.study.config import Sampler, StudyConfig
+from nas.study.folder import PLAN_FILE
 from nas.study.progress import progress
 from nas.worker import cluster
 from nas.worker.context import Context, space_of
 
-PLAN_FILE = "plan.json"
 BEST_SAMPLER: Sampler = "gp"  # of those that tests/benchmarks replays
 
 
@@ -28,7 +29,9 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
         plan = Plan(**recorded["plan"])
         left = account.budget.seconds - sum(map(account.spent_on, BEFORE_SEARCH)) - plan.tutor_seconds
         search = left * SEARCH_SHARE - plan.shared_seconds
-        plan = dataclasses.replace(plan, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
+        more = max(1.0, search / plan.search_seconds) if plan.search_seconds > 0 else 1.0
+        count = min(round(more * plan.candidates), config.candidates or sys.maxsize)
+        plan = dataclasses.replace(plan, candidates=count, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
         return plan, Pace(**recorded["pace"])
     space, on_driver = space_of(context), driver_resources(account.budget)
     with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):

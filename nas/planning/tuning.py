@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 
 from nas.planning.pace import Pace, probe, sizes, training_macs, with_cores
 from nas.planning.plan import FINAL_SAFETY, MOST_FULL_STEPS, START_SECONDS, TUTOR_SHARE, steps_between, tutoring
-from nas.planning.planning import PLAN_FILE, threads
+from nas.planning.planning import threads
 from nas.planning.preparation import PROBE, driver_resources
 from nas.study.budget import Account, in_words
+from nas.study.folder import PLAN_FILE
 from nas.worker import cluster
 from nas.worker.context import Context, space_of
 from search_spaces.architecture import Architecture

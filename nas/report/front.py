@@ -25,6 +25,12 @@ REFERENCE_POINT = (100.0, 50.0)  # keyword error and EER of a student that knows
 Member = dict[str, Any]
 
 
+def _from_scratch(finals: Sequence[Final], best: Final) -> list[Final]:
+    """Of the front's knee or, where a later member has taken its place, of the one that was the knee when it was trained."""
+    made = [final for final in finals if final.scores and final.role == SCRATCH]
+    return [final for final in made if final.candidate == best.candidate] or made[-1:]
+
+
 def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The final front with its references or, before there is one, the front of the candidates so far.
 
@@ -37,7 +43,7 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     ended = bool(on_front) and (tuned_from is not None or is_last_done)
     if ended:
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
-        beside = [f for f in finals if f.scores and f.role != "finalist" and f.candidate in (None, best.candidate)]
+        beside = [f for f in finals if f.scores and f.role not in ("finalist", SCRATCH)] + _from_scratch(finals, best)
         compared = tested(study, "as-it-was" if tuned_from else "teacher")
         members, references = ([_member(study, final, facts, run_ids, compared) for final in shown] for shown in (on_front, beside))
     else:

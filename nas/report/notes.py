@@ -187,7 +187,9 @@ def _shared_start(front: Front) -> Iterator[str]:
 def _knee_from_scratch(front: Front) -> Iterator[str]:
     scratch = _reference(front, "knee from scratch")
     knee = next((member for member in front["members"] if "knee" in member["aliases"]), None)
-    if scratch and knee and scratch["updates"] >= knee["updates"] and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
+    if scratch and knee and scratch["candidate"] != knee["candidate"]:
+        yield f"{scratch['name']} is of the member that was the knee before further ones were found."
+    elif scratch and knee and scratch["updates"] >= knee["updates"] and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
         yield (
             "The knee's architecture trained from scratch, on as many windows, is not worse in both scores (test): "
             "distillation did not pay at this length."

@@ -103,6 +103,8 @@ def _spare(study: Study) -> dict[str, list[Path]]:
 def _beaten(study: Study) -> list[int]:
     """Numbers of complete candidates that another one beats on validation and that no final is a copy of."""
     complete = [candidate for candidate in study.candidates() if candidate.state == "complete"]
+    if not complete:
+        return []
     sources = {final.source for final in read_finals(study)}
     on_front = non_dominated(np.array([values_of(candidate.scores) for candidate in complete]).reshape(len(complete), -1))
     return [c.number for c, stays in zip(complete, on_front) if not stays and f"candidate-{c.number}" not in sources]

@@ -163,7 +163,7 @@ def _size(member: Member) -> Iterator[str]:
     scores, ratio = member["scores"], member["size_ratio"]
     yield f"{member['params'] / 1e6:.2f} M params" + (f" ({100 * ratio:.0f} % of the teacher's)" if ratio else "")
     if "weight_bytes" in scores:
-        yield f"{scores['weight_bytes'] / 1e6:.1f} MB of weights"
+        yield f"{scores['weight_bytes'] / 1e6:.1f} MB of weights in fp32"
     if "macs" in scores:
         yield f"{scores['macs'] / 1e6:.0f} M multiplications a window"
 

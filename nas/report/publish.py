@@ -1,5 +1,7 @@
 """The mirror in MLflow: finals as runs, front members as models and registered versions with their aliases."""
 
+import functools
+import hashlib
 import json
 import shutil
 import tempfile
@@ -57,19 +59,21 @@ def log_finals(study: Study, tracking: Tracking) -> dict[str, str]:
 
 
 def _log_final(final: Final, tracking: Tracking) -> str:
-    return tracking.log_run(
+    architecture = final.architecture.to_json()
+    steps = {"distill_steps": final.distill_steps, "finetune_steps": final.finetune_steps}
+    log = functools.partial(
+        tracking.log_run,
         final.name,
         kind="finalist" if final.role == "finalist" else "reference",
-        params={
-            **json.loads(final.architecture.to_json()),
-            "start": final.start,
-            "distill_steps": final.distill_steps,
-            "finetune_steps": final.finetune_steps,
-        },
+        params={**json.loads(architecture), "start": final.start, **steps},
         metrics=final.scores,
         tags={"role": final.role, "latency_kind": final.latency_kind, **({"error": final.error} if final.error else {})},
         status="FAILED" if final.error else "FINISHED",
     )
+    try:
+        return log()
+    except ValueError:  # MLflow has another one of the name: of a study that was begun anew, or that failed at another length
+        return log(key="-".join([final.name, *map(str, steps.values()), hashlib.sha256(architecture.encode()).hexdigest()[:12]]))
 
 
 def publish(context: Context, tracking: Tracking, front: Mapping[str, Any], pictures: Sequence[Path]) -> None:

@@ -139,7 +139,7 @@ class Choice:
         def cost(steps: int, *, whole: bool = False) -> float:
             finalists = [self.seconds(final) for final in self._of_length(candidates, steps)]
             [scratch] = self._finalists(candidates[:1], steps)  # which stands for the scratch reference
-            references = [self.seconds(scratch), *map(self.seconds, self._references(steps))]
+            references = [self.seconds(scratch), *map(self.seconds, self._whole_references(steps))]
             if whole and max(references) > share:
                 return math.inf
             return self.account.resources * (sum(finalists) + sum(min(share, seconds) for seconds in references))
@@ -150,10 +150,17 @@ class Choice:
         return longest(functools.partial(cost, whole=True)) or longest(cost)
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
-        length = next((f.finetune_steps for f in recorded if f.role == "paper's student"), self.plan.full_steps)
-        length = max(length, self.plan.full_steps)
-        begun = {final.candidate for final in recorded if not final.source or self._is_as_trained(length)}
-        new = self._of_length([c for c in candidates if c.number not in begun], length)
+        trained = [final for final in recorded if final.role == "finalist" and not final.source]
+        waiting = [c for c in candidates if c.number not in {final.candidate for final in trained}]
+        if trained:
+            distill, tune = trained[0].distill_steps, trained[0].finetune_steps
+            new = [
+                dataclasses.replace(final, distill_steps=distill, finetune_steps=tune)
+                for final in self._finalists(waiting, self.plan.full_steps)
+            ]
+        else:
+            steps = self._longest(waiting[:FEWEST_MEMBERS])
+            new = [] if not steps or self._is_as_trained(steps) else self._finalists(waiting, steps)
         to_pay = sum(self.seconds(final) for final in recorded if not is_done(self.context.study, final))
         if (scratch := self.scratch()) and not is_done(self.context.study, scratch):
             to_pay += self.seconds(scratch)
@@ -162,6 +169,11 @@ class Choice:
         return [final for final, affordable in zip(new, afforded) if affordable]
 
     def _references(self, steps: int) -> list[Final]:
+        """None takes more than its share of what is left: it would be shorter."""
+        share = REFERENCE_SHARE * self.account.left / self.account.resources
+        return [self._shortened(reference, share) for reference in self._whole_references(steps)]
+
+    def _whole_references(self, steps: int) -> list[Final]:
         """A tutor that was tuned for as many steps is the teacher."""
         teacher, distill = self.context.teacher.architecture, self._distill_steps(steps)
         tutor = self.plan.tutor_steps

@@ -104,6 +104,12 @@ class StudyConfig:
                 "`srlnas reproduce` compares them"
             )
 
+        if not self.distils and (self.recipe.distilling or self.recipe.heads == "predictions"):
+            raise ValueError(
+                "the recipe's distilling, and heads that read predictions, are for students that are distilled step by step: give "
+                "--steps, or fit_windows = 0 in the recipe"
+            )
+
     def held(self, budget: Budget) -> float:
         """What one worker holds of the budget's resource."""
         return self.gpus if budget.resource == "gpu" else self.cpus
@@ -129,7 +135,7 @@ class StudyConfig:
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         recipe = fields.pop("recipe")
         lines = [*_toml({"format": FORMAT, **fields}), "", "[recipe]", *_toml(recipe)]
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -157,7 +163,7 @@ def _listed(value: Any) -> Any:
 
 
 def _toml(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
 
 
 def check_name(name: str) -> None:

@@ -15,6 +15,7 @@ from nas.study.lease import held
 from search_spaces.kinds import text_of
 
 STUDIES = Path("studies")
+PLAN_FILE = "plan.json"
 COMMANDS = ("search", "tune", "reproduce")  # that have a study folder
 EXPERIMENT_FILE = "experiment.json"  # in the folder of `srlnas reproduce`
 LINEAGE_FILE = "lineage.json"  # in the folder of `srlnas tune`

@@ -66,7 +66,13 @@ def is_running(folder: Path) -> Lease | None:
     if lease is None:
         return None
     if lease.is_of_this_machine:
-        return lease if Path(f"/proc/{lease.pid}").exists() else None
+        try:
+            os.kill(lease.pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:  # of another user
+            pass
+        return lease
     with suppress(OSError):
         return lease if time.time() - (folder / LEASE_FILE).stat().st_mtime < EXPIRY else None
     return None

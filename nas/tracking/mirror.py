@@ -71,6 +71,7 @@ class Tracking:
         name: str,
         *,
         kind: Kind,
+        key: str | None = None,
         params: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, object] | None = None,
@@ -79,9 +80,11 @@ class Tracking:
     ) -> str:
         """The child run `name` of a kind (a finalist, a reference), created or brought up to date. Returns its run id.
 
+        key: what it is found by where that is more than its name.
+
         Raises ValueError where a parameter has another value than MLflow has: parameters of a run never change.
         """
-        run = self._child(kind, name, name)
+        run = self._child(kind, key or name, name)
         write_run(self.client, run, params=params, metrics=metrics, tags=own_tags(tags or {}), step=step, status=status)
         return str(run.info.run_id)
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deploy.target import Target
 from nas.device.known import is_prepared, study_device, study_target
 from nas.device.profile import Device
+from nas.study.budget import parse_budget
 from nas.study.config import StudyConfig
-from nas.study.folder import Study, open_folder
+from nas.study.folder import PLAN_FILE, Study, open_folder
 from search_spaces.architecture import Baseline, Geometry, Heads, Network
 from search_spaces.catalog import find_space
 from search_spaces.cost import Cost, cost
@@ -60,12 +63,12 @@ class Context:
     @functools.cached_property
     def lesson(self) -> Lesson:
         """On which students are fitted to the teacher."""
-        return read_lesson(self.prepare_lesson(), pick_device())
+        return read_lesson(self.prepare_lesson(), device_of(self.study.config))
 
     def prepare_lesson(self) -> Path:
         """Where it is kept; made where the cache lacks it."""
         config = self.study.config
-        return prepare_lesson(self.targets, config.recipe.fit_windows, pick_device(), Path(config.cache))
+        return prepare_lesson(self.targets, config.recipe.fit_windows, device_of(config), Path(config.cache))
 
     @functools.cached_property
     def drawn(self) -> Scored:
@@ -78,18 +81,23 @@ class Context:
         return study_device(self.study, self.target)
 
 
+def device_of(config: StudyConfig) -> torch.device:
+    """What trains: the CPU where its time is what the budget buys, a GPU or not."""
+    return torch.device("cpu") if parse_budget(config.budget).resource == "cpu" and not config.gpus else pick_device()
+
+
 def open_context(study: Study, progress: Callable[[int, int], None] | None = None, state_seconds: float = math.inf) -> Context:
     """Decodes and computes what the cache lacks. Where teacher states would take longer than `state_seconds`, the study, whose
     configuration then says so, has fewer windows of them."""
     config = study.config
-    cache, device = Path(config.cache), pick_device()
+    cache, device = Path(config.cache), device_of(config)
     target, teacher = study_target(config), load_teacher(config.teacher)
     corpus = load_corpus([Path(path) for path in config.data] or [embedded_corpus(cache)], cache)
     check_trainable(corpus)
     trials = study_trials([Path(path) for path in config.trials], corpus, config.seed)
     noise = load_corpus([Path(config.noise)], cache) if config.noise else None
     mode = config.targets if config.distils else "online"
-    if math.isfinite(state_seconds) and mode != "online":
+    if math.isfinite(state_seconds) and mode != "online" and not (study.folder / PLAN_FILE).is_file():  # what is planned is heard
         limit, seed = config.target_windows, config.seed
         windows = affordable_windows(
             teacher, corpus, cache, window=target.window, limit=limit, seed=seed, seconds=state_seconds, device=device

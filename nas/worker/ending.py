@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from nas.worker.context import SHARED_FILE
 from nas.worker.presence import is_present
 from nas.worker.unfinished import FOLDERS
 from trainers.learning.resume import CHECKPOINT_ASKED
@@ -65,5 +66,5 @@ def wait_for_checkpoints(study: Path, asked: Path) -> None:
 
 
 def _has_written(study: Path, name: str, asked: Path) -> bool:
-    kept = [study / folder / f"{name}.safetensors" for folder in FOLDERS]
+    kept = [*(study / folder / f"{name}.safetensors" for folder in FOLDERS), study / SHARED_FILE]
     return any(file.is_file() and file.stat().st_mtime >= asked.stat().st_mtime for file in kept)

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from deploy.target import Precision
-from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, space_of
+from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, device_of, space_of
 from nas.worker.task import Start, Task
 from nas.worker.unfinished import distilling, forget, tuning
 from search_spaces.architecture import Architecture, Network, network_from_dict
 from trainers.learning.distill import distill, distiller, fit_student
 from trainers.learning.elastic import Elastic, load_shared
 from trainers.learning.finetune import finetune
-from trainers.learning.precision import pick_device
 from trainers.learning.recipe import Recipe
 from trainers.learning.sandwich import train_shared
 from trainers.learning.sharing import shared
@@ -70,7 +69,7 @@ def _qualities(context: Context, task: Task, trained: Student, *, is_last: bool)
         for split in task.splits:
             prefix = "" if split == "val" else f"{split}_"
             scored = context.drawn if task.draw and split == "val" else whole(context.corpus, split, context.trials[split])
-            outcome = score(trained, context.corpus, scored, window, pick_device())
+            outcome = score(trained, context.corpus, scored, window, device_of(context.study.config))
             if int8:
                 write_outcome(outcome, folder / f"fp32_{split}.npz")
                 exact = quality_scores(outcome, prefix=prefix)
@@ -151,7 +150,7 @@ def distil_shared(study: str, steps: int, tutor: str | None = None, cpus: float 
         steps=steps,
         augment=context.augment,
         seed=config.seed,
-        device=pick_device(),
+        device=device_of(config),
         path=context.study.folder / SHARED_FILE,
         tutor=tutor_of(context, tutor),
         share=sharing(context, config.seed),
@@ -201,7 +200,7 @@ def make_student(
 def train(context: Context, student: Student, task: Task, watch: Stopwatch | None = None) -> Iterator[Student]:
     """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made; at the
     last one nothing goes on, and the student itself is."""
-    device, watch = pick_device(), watch or Stopwatch()
+    device, watch = device_of(context.study.config), watch or Stopwatch()
     is_taught, recipe = _is_taught(student, task.start), context.study.config.recipe
     recipe = dataclasses.replace(recipe, **{"rate": _rate(recipe, student, task.start, is_taught), **task.tuning})
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
@@ -229,6 +228,7 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
                 checkpoint.write(student, optimizer, done)
         watch.part("distillation")
         tuned = student if rung == task.rungs - 1 else copy.deepcopy(student)
+        torch.manual_seed(task.seed + rung + 1)  # a rung begins alike whether the ones before it were trained here or not
         finetune(
             tuned,
             context.corpus,

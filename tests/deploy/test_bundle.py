@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from deploy.bundle import Bundle, check_answers, verify_bundle, write_bundle
+from deploy.card import card
 from deploy.export import REFERENCE_GEOMETRY
 from deploy.runtime.classify import cut, resample
 from deploy.target import load_target
@@ -184,6 +185,29 @@ def test_an_existing_folder_is_refused_and_kept(student_folder: Path, tmp_path: 
 def test_names(student_folder: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is not allowed"):
         write_bundle(student_folder, tmp_path / name, target=TARGET, clips=CLIPS, synthetic=False)
+
+
+def test_code_that_python_kept_is_no_part_of_an_export(written: Bundle, tmp_path: Path) -> None:
+    """It would run in the place of what was hashed; the scripts keep none."""
+    copy = shutil.copytree(written.folder, tmp_path / "copy")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, copy / "enrol.py", "--list"], env=environment, check=True)
+    verify_bundle(copy)
+    (copy / "__pycache__").mkdir()
+    with pytest.raises(ValueError, match="files that were not exported: __pycache__"):
+        verify_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "threads", "share", "is_slow"),
+    [(20.0, 1, "20.0", False), (60.0, 4, "240.0", False), (110.0, 1, "110.0", True)],
+)
+def test_the_card_counts_all_cores_and_says_what_is_too_slow(
+    written: Bundle, milliseconds: float, threads: int, share: str, is_slow: bool
+) -> None:
+    latency = {**written.manifest["latency"], "milliseconds": milliseconds, "threads": threads}
+    said = card({**written.manifest, "latency": latency})
+    assert f"take {share} % of one core" in said and ("`--hop`" in said) == is_slow
 
 
 @pytest.mark.parametrize("shape", [(0, 16_080), (2, 16_000), (16_080,)])

@@ -4,19 +4,22 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 import wave
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sources
 import torch
 from enrol import read_voices, two_groups, voice_threshold
 from hypothesis import given
 from hypothesis import strategies as st
 from listen import Settings, Spent, events, whose
-from sources import hops_of, hops_of_stream
+from sources import hops_of, hops_of_file, hops_of_microphone, hops_of_stream
 
 from deploy.bundle import write_bundle
 from deploy.export import REFERENCE_GEOMETRY
@@ -116,6 +119,54 @@ def test_a_stream_is_heard_as_the_recording_is(length: int, size: int) -> None:
     for data in (pcm.tobytes(), wav_bytes(pcm)):
         hops = list(hops_of_stream(io.BytesIO(data), RATE, size))
         assert len(hops) == len(whole) and all(np.array_equal(a, b) for a, b in zip(hops, whole))
+
+
+@pytest.mark.parametrize("frames", [0, 2**31 - 1, 2**30 - 1])
+def test_a_header_that_does_not_know_the_length_is_no_end(frames: int) -> None:
+    """As of ffmpeg and of recorders that write to a pipe."""
+    pcm = np.arange(-400, 400, dtype="<i2")
+    data = wav_bytes(pcm)
+    endless = data[:40] + (2 * frames).to_bytes(4, "little") + data[44:]
+    assert np.array_equal(np.concatenate(list(hops_of_stream(io.BytesIO(endless), RATE, 100))) * 32768, pcm)
+
+
+def test_a_recording_is_read_as_it_is_heard(tmp_path: Path) -> None:
+    """An hour of the model's own rate is not in memory; another rate is resampled first."""
+    samples = 0.5 * np.sin(np.arange(60 * RATE) * 0.05)
+    path = wav(tmp_path / "minute.wav", samples)
+    tracemalloc.start()
+    heard = sum(len(hop) for hop in hops_of_file(path, RATE, 1600))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert heard == len(samples) and most < 200_000
+    path.write_bytes(wav_bytes(np.ones(8000, "<i2"), rate=8000))
+    assert sum(len(hop) for hop in hops_of_file(path, RATE, 1600)) == RATE
+
+
+class Microphone:
+    """In place of PortAudio: sound that comes at once, a gap that it tells of, and then nothing more."""
+
+    PortAudioError = RuntimeError
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    def RawInputStream(self, rate: int, size: int, *, channels: int, dtype: str, callback: Callable[..., None]) -> Any:
+        for block in range(self.blocks):
+            callback(np.full(size, block, "<i2").tobytes(), size, None, "input overflow" if block == 1 else "")
+        return nullcontext()
+
+
+def test_sound_that_a_microphone_loses_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It neither waits for a microphone that is gone nor keeps more than a few seconds of sound."""
+    monkeypatch.setattr(sources, "LONGEST_SILENCE", 0.1)
+    monkeypatch.setitem(sys.modules, "sounddevice", Microphone(40))
+    heard = list[int]()
+    with pytest.raises(ValueError, match="has sent nothing"):
+        heard.extend(round(hop[0] * 32768) for hop in hops_of_microphone(RATE, 1600))
+    said = capsys.readouterr().err
+    assert "input overflow" in said and said.count("more slowly than it is spoken to") == 10
+    assert heard == list(range(30))
 
 
 def wav_bytes(pcm: np.ndarray, rate: int = RATE, channels: int = 1, width: int = 2) -> bytes:

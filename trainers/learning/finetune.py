@@ -2,6 +2,7 @@
 2210.16611), or both together are one."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -217,7 +218,11 @@ def _fit_heads(
 
 
 def _answered(share: Share, tutor: Student, device: torch.device) -> Share:
-    return lambda name, stream: share(f"{name} answered", answered(stream, tutor, device))
+    """Named by the tutor too: a study that was begun anew has another one."""
+    head = tutor.keyword_head.weight.detach().float().cpu().numpy()
+    return lambda name, stream: share(
+        f"{name} answered {hashlib.sha256(head.tobytes()).hexdigest()[:8]}", answered(stream, tutor, device)
+    )
 
 
 def _updates(

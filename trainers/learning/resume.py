@@ -162,6 +162,11 @@ def _read_generators(path: Path) -> dict[str, Tensor]:
         return {name.removeprefix(GENERATORS): file.get_tensor(name) for name in names}
 
 
+def restore_generators(path: Path, device: torch.device) -> None:
+    """As they were when the file was written."""
+    _set_generators(_read_generators(path), device)
+
+
 def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:  # it may go on on another device

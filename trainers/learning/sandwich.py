@@ -20,7 +20,7 @@ from trainers.learning.distill import CLIP_NORM, distillation_loss, distiller, w
 from trainers.learning.elastic import Elastic, identity, load_shared, number_of
 from trainers.learning.finetune import finetune
 from trainers.learning.precision import autocast
-from trainers.learning.resume import Checkpoint, interval, kept_position, write_state
+from trainers.learning.resume import CHECKPOINT_ASKED, Checkpoint, interval, kept_position, restore_generators, write_state
 from trainers.learning.streams import DISTILLATION, Share, alone, distillation_stream
 from trainers.learning.targets import Targets
 from trainers.networks.student import Student
@@ -63,7 +63,8 @@ def train_shared(
         seed,
         tutor is None,
     ]
-    checkpoint = Checkpoint(path=path.with_name(f"tuned-{path.name}"), of=number_of([*made_of, dataclasses.asdict(recipe)]))
+    kept = path.parent / "tuned" / "shared student.safetensors"
+    checkpoint = Checkpoint(path=kept, of=number_of([*made_of, dataclasses.asdict(recipe)]))
     finetune(
         tuned,
         targets.corpus,
@@ -106,7 +107,10 @@ def distill_shared(
     """
     elastic.to(device).train()
     optimizer = distiller(elastic, elastic.recipe)
-    done = load_shared(elastic, path, device, optimizer) if path and kept_position(path) else 0
+    done, asked = 0, False
+    if path and kept_position(path):
+        done = load_shared(elastic, path, device, optimizer)
+        restore_generators(path, device)
     stream = share(DISTILLATION, distillation_stream(targets, elastic.recipe.batch, augment, seed))
     losses, written = list[float](), time.monotonic()
     for step in range(done, steps):
@@ -127,9 +131,10 @@ def distill_shared(
         nn.utils.clip_grad_norm_(elastic.parameters(), CLIP_NORM)
         optimizer.step()
         losses.append(total)
-        if path and (step + 1 == steps or time.monotonic() - written >= interval()):
+        asked_now = path is not None and not asked and (path.parent / CHECKPOINT_ASKED).exists()
+        if path and (step + 1 == steps or asked_now or time.monotonic() - written >= interval()):
             write_shared(path, elastic, optimizer, steps=step + 1)
-            written = time.monotonic()
+            asked, written = asked or asked_now, time.monotonic()
         if progress:
             progress(step + 1, steps)
     return losses

@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def shared(folder: Path, most: int, name: str, stream: Stream) -> Stream:
 
 def _write(path: Path, batches: list[Batch]) -> None:
     """Renamed into place when complete."""
-    unfinished = path.with_suffix(".part")
+    unfinished = path.with_name(f"{path.stem}.{os.uname().nodename}.{os.getpid()}.part")  # without locks several may write it
     records = [_record(batch) for batch in batches]
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, records[0].schema) as writer:
         for record in records:

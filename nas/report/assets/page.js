@@ -242,7 +242,7 @@ function refresh() {
   byId("reset").hidden = !LIMITS.some(({ limit = null }) => limit !== null);
   const members = models.filter((m) => m.isMember);
   byId("count").textContent = `${members.filter(fits).length} of ${members.length} members fit the limits. `
-    + "Choose one in a chart or in the table. Dots are members, crosses are references, bars are 95 % intervals. "
+    + "Choose one in a chart or in the table. Dots are members, crosses are references, bars are intervals: of scores 95 %, of latency as said below. "
     + "Lower is better in all charts.";
 }
 

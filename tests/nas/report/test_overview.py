@@ -67,3 +67,11 @@ def test_one_that_cannot_be_read_hides_no_other(study: Study) -> None:
     (broken.folder / "study.toml").write_text("name = ")
     states = {row.name: row.state for row in overview(study.folder.parent)}
     assert states["a"] == "to continue" and states["broken"].startswith("unreadable: ") and "TOML" in states["broken"]
+
+
+def test_a_study_without_candidates_has_none_that_are_beaten(study: Study) -> None:
+    """As of `srlnas tune`."""
+    (study.folder / "candidates.jsonl").unlink()
+    study.write_json(FRONT_FILE, {"stage": "final", "members": []})
+    (study.folder / "begun").mkdir()
+    assert [what for what, _ in prune(study)] == ["signs of life"]

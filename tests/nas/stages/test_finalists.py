@@ -1,5 +1,6 @@
 """The end of a search: members first, whatever is left of the budget."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +154,17 @@ def test_a_member_that_is_trained_on_takes_its_place_and_says_that_it_was_tested
     assert front_of([member, trained]) == [trained]
     worse = scored(later[0], 50.0, 50.0)
     assert members_of([member, worse]) == [worse]  # its latest training is what it is
+
+
+def test_a_larger_budget_trains_members_on(choice: MakeChoice) -> None:
+    """Of whom the first budget reached for none; then all that it pays for, as long as one another whatever references became."""
+    poor = choice(10.0)
+    assert all(final.source for final in poor.wanted() if final.role == "finalist")
+    rich = dataclasses.replace(poor, account=dataclasses.replace(poor.account, budget=Budget(resource="cpu", seconds=30_000.0)))
+    trained = [final for final in rich.wanted() if final.role == "finalist" and not final.source]
+    assert {final.candidate for final in trained} >= set(range(5))
+    [length] = {final.finetune_steps for final in trained}
+    assert length != PLAN.finetune_steps
+    paper = next(final for final in rich.wanted() if final.role == "paper's student")
+    record_final(study_of(rich), dataclasses.replace(paper, finetune_steps=5))
+    assert {final.finetune_steps for final in rich.wanted() if final.role == "finalist" and not final.source} == {length}

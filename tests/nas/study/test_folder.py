@@ -16,7 +16,7 @@ ARCHITECTURE = Architecture(
 
 
 def test_configuration_round_trips_through_toml(tmp_path: Path) -> None:
-    config = StudyConfig(name="a", data=('/with "quotes"\\and\\é.parquet', "b.parquet"), max_params=2e6, candidates=3, gpus=0.25)
+    config = StudyConfig(name="a", data=('/with "quotes"\\and\\é🎙.parquet', "b.parquet"), max_params=2e6, candidates=3, gpus=0.25)
     config.write(tmp_path / "study.toml")
     assert StudyConfig.read(tmp_path / "study.toml") == config
 
