@@ -50,6 +50,8 @@ def export_model(
         except FileNotFoundError:
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}") from None
         target = replace(load_target(content["target"]), precision=content.get("precision", "fp32"))
+        if target.threads != content.get("threads", target.threads):
+            raise ValueError(f"{model} was measured with {content['threads']} threads, {target.name} now says {target.threads}")
         if target.precision == "int8" and precision == "fp32":
             raise ValueError(f"{model} was scored and measured in int8: leave --precision out, or search again in fp32")
         is_int8 = "int8" in (precision, target.precision)

@@ -120,6 +120,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
         "voice_thresholds": voice_thresholds(read_outcome(student / "outcome_val.npz")),
         "target": context.study.config.target,
         "precision": context.target.precision,
+        "threads": context.target.threads,
         "synthetic": front["synthetic"],
         "provenance": {
             "study": context.study.config.name,
