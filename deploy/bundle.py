@@ -226,7 +226,8 @@ def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _refusal(result: Parity) -> str:
     return (
         f"the exported model differs from the student by {result.max_abs_logits:.2g} in the logits and "
-        f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed is {result.limit:g}: "
+        f"{result.max_abs_embedding:.2g} in the embedding, over {result.clips} clips; allowed are {result.limit:g} and "
+        f"{result.embedding_limit:g}: "
         "check that the student's weights are finite"
     )
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from deploy.export import OUTPUTS, Parity, export_onnx, parity, reference_model
+from deploy.export import OUTPUTS, PARITY_LIMIT, Parity, export_onnx, parity, reference_model
 from deploy.measure import open_session
 from deploy.quantize import quantize_static
 from deploy.target import Target, load_target
@@ -221,3 +221,19 @@ def test_the_limit_grows_with_large_logits(largest: float, off: float, is_ok: bo
     found = Parity(clips=1, max_abs_logits=off, max_abs_embedding=0.0, largest_logit=largest, same_keyword=1.0)
     assert found.ok == is_ok
     assert not Parity(clips=1, max_abs_logits=0.0, max_abs_embedding=2e-4, largest_logit=largest, same_keyword=1.0).ok
+
+
+def test_an_embedding_that_cancels_out_may_differ_as_float32_rounds_it(tmp_path: Path) -> None:
+    """Of a student that was hardly trained: all windows sound alike to it, and its head tells them apart all the same."""
+    built, windows = student(small(), geometry()).eval(), noise(3)
+    export_onnx(built, tmp_path / "plain.onnx", WINDOW)
+    plain = parity(built, tmp_path / "plain.onnx", windows)
+    with torch.no_grad():
+        middle_f = built.hear(torch.from_numpy(windows)).mean(0)
+        built.speaker_head.bias.copy_(-(middle_f @ built.speaker_head.weight.T))
+    export_onnx(built, tmp_path / "cancelled.onnx", WINDOW)
+    found = parity(built, tmp_path / "cancelled.onnx", windows)
+    assert plain.embedding_limit == PARITY_LIMIT
+    assert found.ok and found.cancelled > 5 * plain.cancelled
+    blind = Parity(clips=1, max_abs_logits=0.0, max_abs_embedding=0.011, largest_logit=1.0, same_keyword=1.0, cancelled=np.inf)
+    assert not blind.ok
