@@ -56,7 +56,7 @@ class Judge:
     def entries(self, fp32: Path, int8: Path, keywords: tuple[str, ...], window: int, threads: int) -> dict[str, Any]:
         """Of a manifest. `int8`: sizes and times of the two files, side by side on this machine, and the scores of the second with
         paired changes; `scores`, as a search has them, and `voice_thresholds` of the second. Raises ValueError where validation
-        speakers show a loss that is not accepted; the test split is heard only then."""
+        speakers show a loss that is not accepted; the test split is heard only then. threads: with which the two are timed."""
         outcomes, scored = dict[str, Outcome](), dict[str, Any]()
         for split in ("val", "test"):
             what = whole(self.corpus, split, self.trials[split])

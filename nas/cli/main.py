@@ -160,9 +160,9 @@ def print_front(front: dict[str, Any]) -> None:
 def next_steps(study: str, tracking_uri: str | None) -> str:
     from nas.tracking.connection import shown
 
-    is_server = (tracking_uri or "").startswith("http")
-    server = f" --tracking-uri {shown(tracking_uri)}" if tracking_uri else ""
-    pages = f"open {shown(tracking_uri)}" if tracking_uri and is_server else f"srlnas ui{server}                     "
+    address = shown(tracking_uri or "")
+    server = f" --tracking-uri {address}" if address else ""
+    pages = f"open {address}" if address.startswith("http") else f"srlnas ui{server}                     "
     return (
         f"\nnext:\n  {pages}   look at the runs and models\n"
         f"  studies/{study}/front.html     pick by limits, in a browser\n"

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from deploy.export import OUTPUTS, PARITY_LIMIT, Parity, export_onnx, parity, reference_model
+from deploy.export import OUTPUTS, PARITY_LIMIT, REFERENCE_GEOMETRY, Parity, export_onnx, parity, reference_model
 from deploy.measure import open_session
 from deploy.quantize import quantize_static
 from deploy.target import Target, load_target
@@ -24,14 +24,10 @@ MEL_CONSTANTS = 21_300  # the Fourier matrices, the window and the filter bank
 
 
 def geometry(front_norm: str = "layer", norm_order: str = "post", normalize_input: bool = True) -> Geometry:
-    return Geometry(
-        head_dim=64,
-        conv_dims=(32, 64, 128, 128, 128, 128, 128),
-        conv_bias=True,
+    return replace(
+        REFERENCE_GEOMETRY,
         front_norm=front_norm,  # type: ignore[arg-type]
         norm_order=norm_order,  # type: ignore[arg-type]
-        position_kernel=64,
-        position_groups=16,
         normalize_input=normalize_input,
     )
 

@@ -55,8 +55,8 @@ def window_starts(length: int, window: int) -> list[int]:
 
 
 def random_start(length: int, window: int, rng: Rng, part: int = 0, of: int = 1) -> int:
-    """A random start on a whole frame, so that every frame of the window lies in the clip where it can; in one of so many equal
-    parts of the clip."""
+    """A random start on a whole frame, so that every frame of the window lies in the clip where it can; of `of` equal parts of all
+    such starts in the one that `part` numbers, from 0."""
     starts = max(0, length - window) // FRAME_SAMPLES + 1
     first, end = starts * part // of, starts * (part + 1) // of
     return int(rng.integers(first, max(first + 1, end))) * FRAME_SAMPLES
@@ -158,7 +158,7 @@ def training_windows(
 ) -> NDArray[np.float32]:
     """(batch, window): a random window of each clip, shifted by whole frames where the clip is no longer than it.
 
-    speeds: at which each clip is played. parts: the part of each clip, and of how many, that its window begins in.
+    speeds: at which each clip is played. parts: of each clip, `part` and `of` of `random_start`.
     """
     cuts, count = [], len(rows)
     for row, speed, part in zip(rows, speeds or [1.0] * count, parts or [(0, 1)] * count, strict=True):
