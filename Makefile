@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BUDGET ?= 25cpu-minutes
 RUN := .venv/bin
-STAMP := .venv/.installed
+# What is imported is compiled then: to compile all 24,000 files takes minutes.
+PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
-.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu bench-fuzz bench-survive bench-deploy install clean
+.PHONY: search test lint slow commands bench-teacher bench-recipe bench-latency bench-search bench-overhead bench-gpu bench-fuzz bench-survive bench-deploy install develop clean
 
 search: install
 	$(RUN)/srlnas search --space edge --finalists 6 --budget $(BUDGET)
@@ -11,52 +12,58 @@ search: install
 test: lint
 	$(RUN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
-slow: install
+slow: develop
 	$(RUN)/python -m pytest -q -m slow
 
-commands: install
+commands: develop
 	$(RUN)/python tests/commands/commands.py > tests/commands/commands.txt
 
-bench-teacher: install
+bench-teacher: develop
 	$(RUN)/python tests/benchmarks/bench_teacher.py
 
-bench-recipe: install
+bench-recipe: develop
 	$(RUN)/python tests/benchmarks/bench_recipe.py $(SPEECH)
 
-bench-latency: install
+bench-latency: develop
 	$(RUN)/python tests/benchmarks/bench_latency.py
 
-bench-search: install
+bench-search: develop
 	OMP_NUM_THREADS=1 $(RUN)/python tests/benchmarks/bench_search.py
 
-bench-overhead: install
+bench-overhead: develop
 	$(RUN)/python tests/benchmarks/bench_overhead.py
 
-bench-gpu: install
+bench-gpu: develop
 	$(RUN)/python tests/benchmarks/bench_gpu.py
 
-bench-fuzz: install
+bench-fuzz: develop
 	$(RUN)/python tests/benchmarks/bench_fuzz.py
 
-bench-deploy: install
+bench-deploy: develop
 	$(RUN)/python -P tests/benchmarks/bench_deploy.py $(STUDY)
 
-bench-survive: install
+bench-survive: develop
 	$(RUN)/python -P tests/benchmarks/bench_survive.py
 
-lint: install
+lint: develop
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-install: $(STAMP)
+install: .venv/.installed
 
-$(STAMP): pyproject.toml constraints.txt
+develop: .venv/.developed
+
+.venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "srlnas needs Python 3.11 or newer, this is " + sys.version.split()[0]'
 	$(PYTHON) -m venv .venv
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+	$(PIP) .
+	touch $@
+
+.venv/.developed: .venv/.installed
+	$(PIP) ".[dev]"
+	touch $@
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

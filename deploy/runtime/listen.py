@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import time
 from collections import deque
@@ -214,6 +215,7 @@ def keyword_thresholds(manifest: dict[str, Any], rate: float | None) -> dict[str
 
 def main() -> int:
     arguments, spent = parsed(), Spent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped says what it has to say, too
     try:
         session, manifest, labels = load_model(arguments.model_folder)
         voices = read_voices(arguments.voices or arguments.model_folder / VOICES_FILE, manifest, must_exist=bool(arguments.voices))

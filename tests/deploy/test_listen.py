@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -338,6 +339,18 @@ def test_a_reader_that_has_heard_enough_ends_it_quietly(bundle: Path, tmp_path: 
     command = f"{sys.executable} {bundle}/listen.py {file} --threshold 0 --refractory 0 | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_service_that_is_stopped_says_what_it_heard(bundle: Path, end: signal.Signals) -> None:
+    command = [sys.executable, str(bundle / "listen.py"), "-", "--threshold", "0", "--cost"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as service:
+        assert service.stdin and service.stdout and service.stderr
+        service.stdin.write((stream((1, 0), (2, 300)) * 32_767).astype("<i2").tobytes())
+        service.stdin.flush()
+        assert b"keyword" in service.stdout.readline()  # it listens
+        service.send_signal(end)
+        assert service.wait(60) == 0 and b"% of one core" in service.stderr.read()
 
 
 def test_voices_of_another_model_and_damaged_ones_are_refused(bundle: Path, tmp_path: Path) -> None:
