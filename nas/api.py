@@ -55,19 +55,14 @@ def search(
     without it RAY_ADDRESS, else Ray on this machine. to: where progress is told; standard output without it.
     Raises ValueError for what the user can mend, before anything is spent where that can be known.
     """
-    told: dict[str, Any] = {"workers": workers, "share": share}
-    room = {name: value for name, value in told.items() if value is not None}
-    if isinstance(study, StudyConfig):
-        config = dataclasses.replace(study, budget=budget or study.budget, **room).absolute()
-        check_config(config, ray_address)
-        check_target(config)
-        opened = create_study(config)
-    else:
-        opened = open_study(study)
-        if budget is not None:
-            opened = opened.with_budget(budget)
-        opened = opened.changed(**room) if room else opened
-    return run_search(opened, to or console(), ray_address=ray_address)
+    if isinstance(study, str):
+        return run_search(open_study(study), to or console(), ray_address=ray_address, budget=budget, workers=workers, share=share)
+    told = {"budget": budget, "workers": workers, "share": share}
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    config = dataclasses.replace(study, **given).absolute()
+    check_config(config, ray_address)
+    check_target(config)
+    return run_search(create_study(config), to or console(), ray_address=ray_address)
 
 
 def front(study: Study) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 
 from deploy.measure import device_facts
-from nas.study.budget import append_line, read_lines
+from nas.study.budget import append_line, read_lines, write_whole
 from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
-from nas.tracking.outage import Outage
+from nas.tracking.outage import Outage, first_line
+from nas.worker.ending import ended_by_sigterm
 from search_spaces.architecture import SAMPLE_RATE
 from trainers.learning.precision import pick_device
 from trainers.networks.dimensions import dimensions
@@ -52,7 +53,7 @@ class Curves:
 
     def values(self, step: int, values: dict[str, float]) -> None:
         self.spent |= {**values, "seconds": self.before + time.monotonic() - self.began}
-        (self.folder / SPENT_FILE).write_text(json.dumps(self.spent))
+        write_whole(self.folder / SPENT_FILE, json.dumps(self.spent))
         self.waiting.append((step, values))
         append_line(self.folder / WAITING_FILE, {"step": step, "values": values})
         self.outage.passed_over(self.send)
@@ -66,9 +67,8 @@ class Curves:
         while self.waiting:  # it takes 1,000 values a call
             self.tracking.log_curves(self.waiting[:100])
             del self.waiting[:100]
-            (self.folder / WAITING_FILE).unlink(missing_ok=True)
-            for step, values in self.waiting:
-                append_line(self.folder / WAITING_FILE, {"step": step, "values": values})
+            lines = [json.dumps({"step": step, "values": values}) + "\n" for step, values in self.waiting]
+            write_whole(self.folder / WAITING_FILE, "".join(lines))
 
 
 def pretrain_teacher(
@@ -105,7 +105,7 @@ def pretrain_teacher(
     is_made = (out / CONFIG).exists()
     if is_made and not ((folder / MADE_FILE).is_file() and (folder / MADE_FILE).read_text() == name):
         raise ValueError(f"{out} holds a teacher already: choose another folder, or remove it")
-    with tracked(tracking_uri, EXPERIMENT, search=name, description="Pretrained teachers") as tracking:
+    with ended_by_sigterm(folder), tracked(tracking_uri, EXPERIMENT, search=name, description="Pretrained teachers") as tracking:
         tracking.log_curves([], params=asked)
         folder.mkdir(parents=True, exist_ok=True)
         curves = Curves(tracking=tracking, console=console, folder=folder, total=sum(recipe.steps))
@@ -125,8 +125,8 @@ def pretrain_teacher(
                         watch=Watch(values=curves.values, stage=console.print, progress=tick),
                     )
                 )
+            (folder / MADE_FILE).write_text(name)  # before: a teacher that nobody knows of would be in the way
             write_teacher(encoder, config, out, card(_facts(out.name, corpus, asked, curves.spent, device, licence)))
-            (folder / MADE_FILE).write_text(name)
         _log(tracking, curves, out)
     shutil.rmtree(folder)
     return _facts(out.name, corpus, asked, curves.spent, device, licence)
@@ -139,7 +139,7 @@ def _log(tracking: Tracking, curves: Curves, out: Path) -> None:
         tracking.client.log_artifact(tracking.run_id, str(out / "README.md"))
     except Exception as error:  # MLflow's and its transports' many kinds
         raise ValueError(
-            f"the teacher {out} is complete, but MLflow did not take its curves ({str(error).splitlines()[0]}): "
+            f"the teacher {out} is complete, but MLflow did not take its curves ({first_line(error)}): "
             "the same command logs them again"
         ) from error
 

@@ -17,8 +17,8 @@ from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise, train_finals
 from nas.stages.finalists import Choice
 from nas.stages.finals import read_finals
-from nas.stages.shared import prepare_shared
-from nas.stages.tutor import prepare_tutor
+from nas.stages.shared import has_shared, prepare_shared
+from nas.stages.tutor import has_tutor, prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
 from nas.study.folder import Study
 from nas.study.progress import progress
@@ -30,13 +30,15 @@ from nas.worker.own_ray import watched
 from nas.worker.unfinished import forget_all
 
 
-def search(study: Study, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
+def search(study: Study, console: Console, *, ray_address: str | None = None, **told: Any) -> dict[str, Any]:
     """Runs or continues a study; returns its front. Ctrl-C and SIGTERM write the front so far and pass on.
 
+    told: as `Study.told`, of one that goes on.
     Raises ValueError for what the user can mend, before anything is spent where that can be known.
     """
-    config, budget = study.config, parse_budget(study.config.budget)
     with study.locked():
+        study = study.told(**told)
+        config, budget = study.config, parse_budget(study.config.budget)
         check_members(study)
         cluster.connect(ray_address)
         cluster.workers(config, budget)
@@ -62,13 +64,14 @@ def run(context: Context, account: Account, tracking: Tracking, console: Console
     """All trainings: the tutor, the shared student, candidates, finalists and references, candidates for what is left."""
     calibrate_target(context, account, console)
     plan, pace = planned(context, account, console)
-    alone = plan.tutor_seconds + plan.shared_seconds
+    shared_seconds = 0.0 if has_shared(context.study, plan) else plan.shared_seconds
+    alone = shared_seconds + (0.0 if has_tutor(context.study) else plan.tutor_seconds)
     forecast = Forecast(account=account, console=console, alone=alone, cores=plan.alone_cores)
     console.print(describe_plan(plan, context.study.config, account, forecast.to_go()))
     if plan.tutor_steps:
         with progress(console, "tutor", in_words) as tick:
             prepare_tutor(context, account, tick, steps=plan.tutor_steps, seconds=plan.tutor_seconds, cores=plan.alone_cores)
-        forecast.after("the tutor", plan.shared_seconds)
+        forecast.after("the tutor", shared_seconds)
     if plan.shared_steps:
         with progress(console, "shared student", in_words) as tick:
             prepare_shared(context, plan, account, tick)

@@ -18,6 +18,7 @@ from nas.planning.preparation import calibrate_target, check_config, prepare, si
 from nas.planning.tuning import TuningPlan, planned_tuning
 from nas.report.files import write_report
 from nas.report.front import build_front
+from nas.report.listening import check_member
 from nas.report.publish import MODEL_FILE, report
 from nas.stages.finals import AS_IT_WAS, TUTOR, Final, final_task, is_done, record_final
 from nas.stages.measure import measure_finals
@@ -34,56 +35,72 @@ from nas.worker.context import MODEL, Context, embedded_corpus
 from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
 from nas.worker.trainings import run_alone
-from nas.worker.unfinished import forget_all
-from search_spaces.architecture import Architecture
+from nas.worker.unfinished import forget, forget_all
+from search_spaces.architecture import Architecture, Heads
 from search_spaces.kinds import text_of
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE, load_student, save_student, with_keywords
 
 TUNED = "tuned"
+DEFAULT_BUDGETS = {"cpu": "20cpu-minutes", "gpu": "5gpu-minutes"}
 
 
 def begin_tuning(
-    model: str, *, name: str, budget: str, tracking_uri: str | None, data: Sequence[str], trials: Sequence[str], **changed: Any
+    model: str,
+    *,
+    name: str,
+    budget: str | None,
+    tracking_uri: str | None,
+    data: Sequence[str],
+    trials: Sequence[str],
+    ray_address: str | None,
+    **changed: Any,
 ) -> Study:
     """A study that tunes a model on: with the configuration of the one that found it, further corpora, and what else is `changed`.
 
-    model: as `resolve_model` takes it. data, trials: absolute paths, beside those of that study.
-    Raises ValueError for an unknown model, and where the study that found it is not here.
+    model: as `resolve_model` takes it. data, trials: absolute paths, beside those of that study. budget: by default some minutes of
+    the resource that the study spent.
+    Raises ValueError for an unknown model, and where the study that found it is not here, or is another one by now.
     """
+
+    def fill(study: Study) -> None:
+        place = study.weights_folder(MODEL)
+        place.mkdir(parents=True)
+        for file in (WEIGHTS_FILE, ARCHITECTURE_FILE):
+            shutil.copyfile(resolved.folder / file, place / file)
+        study.write_json(LINEAGE_FILE, _lineage(resolved.name, resolved.version, content))
+        if (profile := found_by.read_json(DEVICE_FILE)) and (config.target, config.recipe.heads) == of_profile:
+            study.write_json(DEVICE_FILE, profile)
+        if not data and has_tutor(found_by):
+            shutil.copytree(found_by.weights_folder(TUTOR), study.weights_folder(TUTOR))
+
     with tempfile.TemporaryDirectory() as folder:
         resolved = resolve_model(model, tracking_uri or default_tracking_uri(), folder=Path(folder))
         if not (resolved.folder / MODEL_FILE).is_file():
             raise ValueError(f"{model} is no model of srlnas: it has no {MODEL_FILE}")
         content = json.loads(text_of(resolved.folder / MODEL_FILE))
         found_by = _found_by(content["provenance"], model)
+        budget = budget or DEFAULT_BUDGETS[parse_budget(found_by.config.budget).resource]
         config = _config(found_by.config, data, trials, name=name, budget=budget, tracking_uri=tracking_uri, **changed)
-        check_config(config)
-        study = create_study(config)
-        place = study.weights_folder(MODEL)
-        place.mkdir(parents=True)
-        for file in (WEIGHTS_FILE, ARCHITECTURE_FILE):
-            shutil.copyfile(resolved.folder / file, place / file)
-    study.write_json(LINEAGE_FILE, _lineage(resolved.name, resolved.version, content))
-    if (profile := found_by.read_json(DEVICE_FILE)) and config.target == found_by.config.target:
-        study.write_json(DEVICE_FILE, profile)
-    if not data and has_tutor(found_by):
-        shutil.copytree(found_by.weights_folder(TUTOR), study.weights_folder(TUTOR))
-    return study
+        of_profile = (found_by.config.target, found_by.config.recipe.heads)
+        check_config(config, ray_address)
+        return create_study(config, fill=fill)
 
 
-def tune(study: Study, console: Console, *, ray_address: str | None = None) -> dict[str, Any]:
-    """Runs or continues it; returns its front. Raises ValueError for what the user can mend."""
-    config, budget = study.config, parse_budget(study.config.budget)
+def tune(study: Study, console: Console, *, ray_address: str | None = None, budget: str | None = None) -> dict[str, Any]:
+    """Runs or continues it; returns its front. budget: the new total of one that goes on. Raises ValueError for what the user can
+    mend."""
     with study.locked():
+        study = study.told(budget=budget)
+        config, total = study.config, parse_budget(study.config.budget)
         cluster.connect(ray_address)
-        cluster.workers(config, budget)
+        cluster.workers(config, total)
         with (
             ended_by_sigterm(study.folder),
             tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking,
         ):
-            context = sized(prepare(study, budget, console), budget)
+            context = sized(prepare(study, total, console), total)
             with watched(f"srlnas tune --resume {config.name}"):
-                _run(context, cluster.account_of(context.study, budget), console)
+                _run(context, cluster.account_of(context.study, total), console)
             write_report(study, build_front(study))
             front = report(context, tracking)
     shutil.rmtree(context.batches, ignore_errors=True)
@@ -112,15 +129,15 @@ def _run(context: Context, account: Account, console: Console) -> None:
 def _widen(context: Context, console: Console) -> None:
     """Lets the model know of the keywords that came with further speech, once."""
     study, keywords = context.study, context.corpus.keyword_labels
-    place = study.weights_folder(MODEL)
-    student = load_student(place)
+    student = load_student(study.weights_folder(MODEL))
     if missing := set(student.keywords) - set(keywords):
         raise ValueError(f"the speech has no clips of {', '.join(sorted(missing))}, which the model knows")
     if new := sorted(set(keywords) - set(student.keywords)):
         console.print(f"new keywords: {', '.join(new)}")
         study.write_json(LINEAGE_FILE, {**study.read_json(LINEAGE_FILE), "new_keywords": new})
     if keywords != student.keywords:
-        save_student(with_keywords(student, keywords), place)
+        with study.new_weights(MODEL) as wider:
+            save_student(with_keywords(student, keywords), wider)
 
 
 def _finals(study: Study, architecture: Architecture, plan: TuningPlan) -> list[Final]:
@@ -160,19 +177,27 @@ def _train(context: Context, account: Account, final: Final, plan: TuningPlan, c
     record_final(study, dataclasses.replace(final, scores=report.get("scores", {}), error=report.get("error"), latency_kind=kind))
     if "error" in report:
         raise ValueError(f"{final.name} failed: {report['error']}; `srlnas tune --resume {study.config.name}` tries again")
+    forget(study, final.name)
 
 
 def _found_by(provenance: Mapping[str, Any], model: str) -> Study:
     folder = STUDIES / provenance["study"]
     if not (folder / "study.toml").is_file():
         raise ValueError(f"{model} was found by the study {provenance['study']}, which is not in {STUDIES}/: run this where it is")
-    return open_folder(folder)
+    study = open_folder(folder)
+    check_member(study, provenance)
+    return study
 
 
 def _config(found_by: StudyConfig, data: Sequence[str], trials: Sequence[str], **changed: Any) -> StudyConfig:
     own = found_by.data or ((str(embedded_corpus(Path(found_by.cache)).resolve()),) if data else ())
     more = {"data": (*own, *data), "trials": (*found_by.trials, *trials), "distill_steps": 0, "finetune_steps": None}
-    more |= {"warm_start": "off", "learn_from": ()}  # what the search began with may be gone
+    more |= {"warm_start": "off", "learn_from": (), "rungs": None}  # what the search began with may be gone
+    # What is exported reads its states, and predicts none.
+    heads: Heads = "mean" if found_by.recipe.heads == "predictions" else found_by.recipe.heads
+    if parse_budget(changed["budget"]).resource == "cpu":
+        more["gpus"] = 0.0
+    more["recipe"] = dataclasses.replace(found_by.recipe, distilling=0.0, heads=heads)
     return dataclasses.replace(found_by, **{**more, **{name: value for name, value in changed.items() if value is not None}})
 
 

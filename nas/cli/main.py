@@ -140,11 +140,18 @@ def search(
     try:
         front = run_search(study, budget=budget, workers=workers, share=share, ray_address=ray_address)
     except KeyboardInterrupt as stop:
-        typer.echo(f"\ninterrupted; the front so far is in studies/{named}/front.json; continue with:")
-        typer.echo(f"  srlnas search --resume {named}")
+        typer.echo(f"\n{interrupted(Path('studies') / named)}")
         raise typer.Exit(exit_code(stop)) from None
     print_front(front)
     typer.echo(next_steps(named, open_study(named).config.tracking_uri))
+
+
+def interrupted(study: Path) -> str:
+    """What an interrupted search leaves in its folder, and how it goes on."""
+    if not study.is_dir():
+        return "interrupted before the study was begun: give the same command again"
+    so_far = f"; the front so far is in {study}/front.json" if (study / "front.json").is_file() else ""
+    return f"interrupted{so_far}; continue with:\n  srlnas search --resume {study.name}"
 
 
 def print_front(front: dict[str, Any]) -> None:
@@ -224,7 +231,7 @@ def ui(
     typer.echo(f"MLflow: http://127.0.0.1:{port}/#/experiments?{TRAINING} (Ctrl-C ends it)")
     for study, link in study_links(connect(uri), SHOWN_STUDIES).items():
         typer.echo(f"  {study}: http://127.0.0.1:{port}/{link}")
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
+    os.execve(command[0], command, {**ENVIRONMENT, **os.environ})
 
 
 @app.command()

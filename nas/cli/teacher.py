@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.cli.options import INTERRUPTED, TrackingUri, numbers
+from nas.cli.options import TrackingUri, exit_code, numbers
 from nas.cli.probe import probe
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def pretrain(
     recipe = PretrainRecipe(
         steps=numbers(steps or ("8000" if units_from else "3000,8000"), "--steps", int),
         units=numbers(units or ("500" if units_from else "100,500"), "--units", int),
-        layer=layer or max(1, round(dimensions(*teacher_shape(start or shape))[0].depth * 2 / 3)),
+        layer=layer if layer is not None else max(1, round(dimensions(*teacher_shape(start or shape))[0].depth * 2 / 3)),
         batch=batch,
         window=window,
         rate=rate,
@@ -139,9 +139,9 @@ def pretrain(
             tracking_uri=tracking_uri,
             console=console(),
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo("\ninterrupted; the same command continues from the last checkpoint")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None
     typer.echo(f"{out}: a teacher after {facts['hours']:.2f} hours; look at it with:\n  srlnas teacher check {out}")
     typer.echo(f"  srlnas teacher probe {out}\n  srlnas search --teacher {out}")
 

@@ -11,7 +11,10 @@ from nas.cli.options import TrackingUri, exit_code
 
 def tune(
     model: Annotated[str | None, typer.Argument(help="A run id, models:/name@alias or models:/name/version.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Resource time: 20cpu-minutes, 1gpu-hours; default 20cpu-minutes.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Resource time: 2cpu-hours; default: 20cpu-minutes, or 5gpu-minutes. With --resume: the new total."),
+    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Parquet corpus beside those of the model's study; may be repeated.")
     ] = None,
@@ -21,7 +24,7 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="Fine-tuning steps; default: as many as the budget buys.")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs of a worker; default: as in the study.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of a worker; default: as in the study.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Continue this tuning; other options are then its own.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue this tuning; --budget may be new.")] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; default: RAY_ADDRESS, else Ray on this machine.")
     ] = None,
@@ -31,6 +34,7 @@ def tune(
     from nas.cli.main import print_front
     from nas.study.folder import open_study
     from nas.study.progress import console
+    from nas.tracking.connection import shown
     from nas.tune import begin_tuning
     from nas.tune import tune as run
 
@@ -43,7 +47,7 @@ def tune(
         study = begin_tuning(
             model,
             name=name or f"tuned-{time.strftime('%Y%m%d-%H%M%S')}",
-            budget=budget or "20cpu-minutes",
+            budget=budget,
             tracking_uri=tracking_uri,
             data=[str(Path(path).resolve()) for path in data or ()],
             trials=[str(Path(path).resolve()) for path in trials or ()],
@@ -51,13 +55,15 @@ def tune(
             finetune_steps=steps,
             cpus=cpus,
             gpus=gpus,
+            ray_address=ray_address,
         )
     try:
-        front = run(study, console(), ray_address=ray_address)
+        front = run(study, console(), ray_address=ray_address, budget=budget)
     except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; continue with:\n  srlnas tune --resume {study.config.name}")
         raise typer.Exit(exit_code(stop)) from None
     print_front(front)
-    server = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    address = shown(study.config.tracking_uri or "")
+    server = f" --tracking-uri {address}" if address else ""
     made = f"models:/{front['tuned_from']['registered']}@tuned"
     typer.echo(f"\nnext:\n  srlnas export {made}{server}   write deploy/exports/ for the device")

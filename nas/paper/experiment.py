@@ -66,9 +66,7 @@ def new_experiment(config: StudyConfig, experiment: Experiment) -> Study:
             make_student(teacher, config.recipe, ("keyword",), student, config.recipe.start, distilled=True)
         except ValueError as error:
             raise ValueError(f"the student {name}: {error}") from None
-    study = create_study(config)
-    study.write_json(EXPERIMENT_FILE, dataclasses.asdict(experiment))
-    return study
+    return create_study(config, fill=lambda study: study.write_json(EXPERIMENT_FILE, dataclasses.asdict(experiment)))
 
 
 def read_experiment(study: Study) -> Experiment:

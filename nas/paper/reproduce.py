@@ -20,6 +20,7 @@ from nas.study.budget import parse_budget
 from nas.study.folder import Study
 from nas.study.progress import progress
 from nas.tracking.mirror import Tracking, tracked
+from nas.tracking.outage import first_line
 from nas.worker import cluster
 from nas.worker.ending import ended_by_sigterm
 from nas.worker.own_ray import watched
@@ -73,6 +74,6 @@ def _publish(study: Study, tracking: Tracking, records: list[dict[str, Any]]) ->
             tracking.client.log_artifact(tracking.run_id, str(study.folder / name))
     except Exception as error:  # MLflow's and its transports' many kinds
         raise ValueError(
-            f"MLflow did not take the results ({str(error).splitlines()[0]}); the table is in {study.folder}/paper.md, and "
+            f"MLflow did not take the results ({first_line(error)}); the table is in {study.folder}/paper.md, and "
             f"`srlnas reproduce --resume {study.config.name}` logs it again"
         ) from error

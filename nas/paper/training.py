@@ -14,6 +14,7 @@ from nas.study.progress import Tick
 from nas.worker.context import Context, cost_of
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import run_tasks
+from nas.worker.unfinished import forget
 
 ROWS_FILE = "rows.jsonl"
 
@@ -94,6 +95,8 @@ class Reproduction:
             self.study.folder / ROWS_FILE,
             {**fields, "scores": report.get("scores", {}), "error": report.get("error"), "seconds": seconds},
         )
+        if report.get("scores"):
+            forget(self.study, row.name)
         self.tell(f"{row.name}: " + (report.get("error") or f"trained in {in_words(seconds)}"))
 
     def _task(self, row: Row) -> Task:

@@ -1,5 +1,6 @@
 """What a search decides about candidates: which are refused, which the budget has room for, which go on from a rung."""
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,21 @@ from nas.worker.context import Context, cost_scores, tightest
 from search_spaces.architecture import Architecture
 
 SPENT_ON = "candidates"
+MOST_KNOWN = 4096  # architectures whose MACs are remembered: what runs is asked for at every draw
 LATEST = 200  # candidates whose times correct the pace: the machine may have changed since others
 
 
 class Admission:
-    """Holds what was learned from candidates that ended: how long trainings take here, and what was reached on each rung."""
+    """Holds what was learned from candidates that ended: how long trainings take here, and what was reached on each rung.
+
+    learned_pace: the probe's pace, corrected by what the candidates took."""
 
     def __init__(self, context: Context, plan: Plan, pace: Pace, account: Account) -> None:
         self.context, self.plan, self.pace, self.account = context, plan, pace, account
         self.lengths, self.limit, self.is_filling = plan.lengths(), plan.search_seconds, False
         self.rungs, self.seen = Rungs(plan.reduction), deque[tuple[float, float]](maxlen=LATEST)
+        self.macs = functools.lru_cache(MOST_KNOWN)(functools.partial(training_macs, context))
+        self.learned_pace = pace
         self._replay()
 
     def _replay(self) -> None:
@@ -33,7 +39,7 @@ class Admission:
         for candidate in study.history():
             if candidate.rung > rungs.get(candidate.number, 0) and candidate.state in ("running", "stopped", "complete"):
                 rungs[candidate.number] = candidate.rung
-                self.rungs.goes_on(candidate.rung, values_of(candidate.scores))
+                self.rungs.reach(candidate.rung, values_of(candidate.scores))
         for candidate in study.candidates():
             if candidate.state in ("stopped", "complete"):
                 self.learn(candidate)
@@ -49,31 +55,27 @@ class Admission:
         return self.account.spent_on(SPENT_ON)
 
     @property
-    def learned_pace(self) -> Pace:
-        """The probe's pace, corrected by what the candidates took."""
-        return self.pace.corrected(self.seen)
-
-    @property
     def final_pace(self) -> Pace:
         """Of finals, never faster than the probe's: they make their own batches, candidates read what others made."""
         return replace(self.pace, factor=max(1.0, self.learned_pace.factor))
 
     def learn(self, candidate: Candidate) -> None:
         """Notes the wall seconds that a candidate took up to its rung, beside those that the probe's pace predicted."""
-        macs, pace = self._macs(candidate.architecture), replace(self.pace, factor=1.0)
+        macs, pace = self.macs(candidate.architecture), replace(self.pace, factor=1.0)
         predicted = pace.rungs(macs, self.lengths[: candidate.rung])
         self.seen.append((candidate.seconds / self.account.resources, predicted))
+        self.learned_pace = self.pace.corrected(self.seen)
 
     def seconds(self, architecture: Architecture) -> float:
         """Predicted wall seconds through all rungs."""
-        return self.learned_pace.rungs(self._macs(architecture), self.lengths)
+        return self.learned_pace.rungs(self.macs(architecture), self.lengths)
 
     def refusal(self, architecture: Architecture) -> str | None:
         return limits_broken(self.context, cost_scores(self.context, architecture))
 
-    def affordable(self, architecture: Architecture, running: Sequence[Candidate]) -> bool:
-        """Whether all rungs of this and of all that runs fit into what is left, as predicted; when filling up, its first rung."""
-        newcomer = Candidate(number=-1, architecture=architecture, state="running")
+    def affordable(self, newcomer: Candidate, running: Sequence[Candidate]) -> bool:
+        """Whether the rungs that this and all that runs have not finished fit into what is left, as predicted; when filling up, the
+        next one."""
         rungs = 1 if self.is_filling else len(self.lengths)
         to_pay = [self._to_pay(candidate, max(candidate.rung + 1, rungs)) for candidate in [*running, newcomer]]
         return self.spent + sum(to_pay) <= self.limit
@@ -90,13 +92,10 @@ class Admission:
             return candidate
         return replace(candidate, state="stopped", error=f"the budget has no room for rung {candidate.rung + 1}")
 
-    def _macs(self, architecture: Architecture) -> float:
-        return training_macs(self.context, architecture)
-
     def _to_pay(self, candidate: Candidate, rungs: int) -> float:
         """Predicted resource-seconds of a candidate from the last rung that it finished up to `rungs`."""
         lengths = self.lengths[: max(rungs, candidate.rung)]
-        seconds = self.learned_pace.rungs(self._macs(candidate.architecture), lengths, candidate.rung)
+        seconds = self.learned_pace.rungs(self.macs(candidate.architecture), lengths, candidate.rung)
         return SAFETY * self.account.resources * seconds
 
 

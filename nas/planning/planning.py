@@ -65,7 +65,8 @@ def describe_plan(plan: Plan, config: StudyConfig, account: Account, wall: float
         if plan.tutor_steps
         else ""
     )
-    shared = f"  a shared student of {plan.shared_steps:,} steps in {in_words(plan.shared_seconds)}\n" if plan.shared_steps else ""
+    made = f"of {plan.shared_steps:,} steps in {in_words(plan.shared_seconds)}" if plan.shared_seconds else "that was made before"
+    shared = f"  a shared student {made}\n" if plan.shared_steps else ""
     return (
         f"plan: {account.budget}, {in_words(account.ledger.spent)} spent so far; {workers} trainings at once, about "
         f"{in_words(wall)} to go\n{tutor}{shared}"

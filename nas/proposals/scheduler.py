@@ -30,15 +30,20 @@ class Rungs:
         self.reduction = reduction
         self.points: dict[int, deque[Sequence[float]]] = {}
 
+    def reach(self, rung: int, point: Sequence[float]) -> bool:
+        """Records a newcomer; False, and nothing recorded, where it is not finite."""
+        if is_finite := bool(np.isfinite(point).all()):
+            self.points.setdefault(rung, deque(maxlen=MOST)).append(point)
+        return is_finite
+
     def goes_on(self, rung: int, point: Sequence[float]) -> bool:
         """Records a newcomer; whether it is among the best floor(n / reduction) of the latest n on its rung, and at least one is.
 
         The first on a rung goes on, and whoever dominates all others; a point that is not finite does not, and is not recorded.
         """
-        if not np.isfinite(point).all():
+        if not self.reach(rung, point):
             return False
-        reached = self.points.setdefault(rung, deque(maxlen=MOST))
-        reached.append(point)
+        reached = self.points[rung]
         return place(np.array(reached, float)) < max(1, len(reached) // self.reduction)
 
 

@@ -27,9 +27,8 @@ def model_description(front: Front, member: Member, page_link: str) -> str:
     """Of a version: what it is, its scores, its latency, the command that exports it."""
     facts = [f"- {name}: {text}" if name else f"  {text}" for name, text in card(front, member)]
     command = f"`{export_command(front, member)}`"
-    aliases = f" ({', '.join(member['aliases'])})" if member["aliases"] else ""
     spoken = " Scores are of synthetic speech." if front["synthetic"] else ""
-    first = f"{member['name']}{aliases}: {in_a_line(front, member)}.{spoken}"
+    first = f"{member['name']}: {in_a_line(front, member)}.{spoken}"
     return "\n".join([first, "", command, "", *facts, "", f"[The front]({page_link})"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nas.report.notes import notes
-from nas.stages.finals import AS_IT_WAS, SCRATCH, Final, front_of, read_finals
+from nas.stages.finals import AS_IT_WAS, SCRATCH, TUTOR, Final, front_of, read_finals
 from nas.study.budget import read_lines
 from nas.study.candidates import OBJECTIVES, Candidate, values_of
 from nas.study.folder import LINEAGE_FILE, Study
@@ -44,8 +44,13 @@ def build_front(study: Study, run_ids: Mapping[str, str] | None = None) -> dict[
     if ended:
         best = on_front[knee(np.array([final.objectives() for final in on_front]))]
         beside = [f for f in finals if f.scores and f.role not in ("finalist", SCRATCH)] + _from_scratch(finals, best)
-        compared = tested(study, "as-it-was" if tuned_from else "teacher")
-        members, references = ([_member(study, final, facts, run_ids, compared) for final in shown] for shown in (on_front, beside))
+        outcomes = {final.name: tested(study, final.name) for final in [*on_front, *beside]}
+        compared = outcomes.get("as-it-was" if tuned_from else "teacher")
+        members, references = (
+            [_member(final, facts, run_ids, outcomes[final.name], compared) for final in shown] for shown in (on_front, beside)
+        )
+        for member in members:
+            member["against"] = _against(member, references, outcomes)
     else:
         members, references = [_candidate_member(candidate, facts) for candidate in search_front(study.candidates())], []
     seconds = {candidate.number: candidate.seconds for candidate in study.candidates()}
@@ -106,10 +111,26 @@ def tested(study: Study, name: str) -> Resampled | None:
     return resampled([read_outcome(path)]) if path.is_file() else None
 
 
+def _against(member: Member, references: Sequence[Member], outcomes: Mapping[str, Resampled | None]) -> dict[str, Any]:
+    """Paired changes of the test scores, in points, against references that learned from no fewer updates; from scratch its own
+    architecture alone."""
+    own, found = outcomes[member["name"]], {}
+    for reference in references:
+        is_asked = reference["role"] not in ("teacher", AS_IT_WAS, TUTOR) and reference["updates"] >= member["updates"]
+        is_asked &= reference["role"] != SCRATCH or reference["candidate"] == member["candidate"]
+        if is_asked and own and (other := outcomes[reference["name"]]):
+            found[reference["role"]] = dict(zip(("accuracy", "eer"), map(asdict, (own - other).rates())))
+    return found
+
+
 def _member(
-    study: Study, final: Final, facts: Mapping[str, Any], run_ids: Mapping[str, str] | None, compared: Resampled | None
+    final: Final,
+    facts: Mapping[str, Any],
+    run_ids: Mapping[str, str] | None,
+    own: Resampled | None,
+    compared: Resampled | None,
 ) -> Member:
-    """compared: the test outcome that its own is compared with, the teacher's or that of the model as it was."""
+    """own: its test outcome; compared: the one that this is compared with, the teacher's or that of the model as it was."""
     member = {
         **_figures(final.scores, facts, final.latency_kind, "test"),
         "name": final.name,
@@ -124,7 +145,7 @@ def _member(
         "read_before": final.read_before,
         "architecture": json.loads(final.architecture.to_json()),
     }
-    if final.role not in ("teacher", AS_IT_WAS) and compared and (own := tested(study, final.name)):
+    if final.role not in ("teacher", AS_IT_WAS) and compared and own:
         change = own - compared
         member["change"] = dict(zip(("accuracy", "eer"), map(asdict, change.rates())))
         for corpus, changed in contents(change.by_corpus()).items():

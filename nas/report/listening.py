@@ -7,9 +7,11 @@ from typing import Any
 
 from deploy.hearing import Speech
 from deploy.judging import Judge
+from nas.report.publish import weights_hash
 from nas.study.folder import Study, open_study
 from nas.worker.context import embedded_corpus
 from nas.worker.evaluate import read_outcome
+from trainers.networks.student import WEIGHTS_FILE
 from trainers.scoring.streams import Stream, recorded_streams
 from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import BadAudio, decode
@@ -33,12 +35,23 @@ def speech_of(provenance: Provenance, negatives: Sequence[Path], rates: Sequence
 
 
 def judge_of(provenance: Provenance, accept_loss: bool) -> Judge:
-    """Raises ValueError where the study is not below this folder or has other speech by now."""
+    """Raises ValueError where the study is not below this folder, or has another model or other speech by now."""
     study, corpus = _study(provenance)
+    check_member(study, provenance)
     trials = study_trials([Path(path) for path in study.config.trials], corpus, study.config.seed)
     student = study.weights_folder(provenance["member"])
     fp32 = {split: read_outcome(_of_fp32(student, split)) for split in ("val", "test")}
     return Judge(corpus=corpus, trials=trials, fp32=fp32, accept_loss=accept_loss)
+
+
+def check_member(study: Study, provenance: Provenance) -> None:
+    """Raises ValueError where the study was begun anew since it found the model. Models that were logged before have no hash."""
+    student, wanted = study.weights_folder(provenance["member"]), provenance.get("weights")
+    if not (student / WEIGHTS_FILE).is_file() or (wanted and weights_hash(student) != wanted):
+        raise ValueError(
+            f"{study.folder} has another {provenance['member']} than the model, or none: the study was begun anew since; export a "
+            "model that it has now"
+        )
 
 
 def _of_fp32(student: Path, split: str) -> Path:

@@ -52,7 +52,8 @@ def _disturbed(front: Front) -> Iterator[str]:
 def _integers(front: Front) -> Iterator[str]:
     if (front.get("target") or {}).get("precision") != "int8":
         return
-    yield "Students are scored and measured in int8; the teacher is scored in fp32, and measured in int8."
+    teacher = "" if "tuned_from" in front else "; the teacher is scored in fp32"
+    yield f"Scores and latencies are of int8{teacher}."
     if lost := [m["name"] for m in front["members"] if lost_by_integers(m["scores"]) > MOST_LOST]:
         yield f"Export asks --accept-loss: int8 costs more than {MOST_LOST} points on validation speakers: {', '.join(lost)}."
 
@@ -64,7 +65,7 @@ def lost_by_integers(scores: Mapping[str, float]) -> float:
 
 def _as_trained(front: Front) -> Iterator[str]:
     if names := [m["name"] for m in front["members"] if m.get("as_trained")]:
-        yield f"The budget did not reach for their full length; candidates as they were trained: {', '.join(names)}."
+        yield f"Candidates as they were trained, not at full length: {', '.join(names)}."
 
 
 def _read_before(front: Front) -> Iterator[str]:
@@ -75,8 +76,8 @@ def _read_before(front: Front) -> Iterator[str]:
 
 def _tuned(front: Front) -> Iterator[str]:
     if before := front.get("tuned_from"):
-        more = front["members"][0]["updates"]
-        yield f"Tuned on from {before['model']} for {more:,} updates, after its {_updates(before['steps']):,}."
+        more, last = front["members"][0]["updates"], _updates(before["steps"])
+        yield f"Tuned on from {before['model']} for {more:,} updates, after the {last:,} of its last training."
         if new := before.get("new_keywords"):
             yield f"The model as it was does not know of {', '.join(new)}: it errs on all clips of them."
 
@@ -87,8 +88,10 @@ def _updates(steps: Mapping[str, int]) -> int:
 
 def _not_compared(front: Front) -> Iterator[str]:
     longest = max(member["updates"] for member in front["members"])
-    shorter = [r for r in front["references"] if r["updates"] < longest and r["role"] != AS_IT_WAS]
-    if short := [f"{r['role']} ({r['updates']:,} of {longest:,})" for r in shorter]:
+    shorter = {r["role"]: f"({r['updates']:,} of {longest:,})" for r in front["references"] if r["updates"] < longest}
+    if teacher := shorter.pop("teacher", None):
+        yield f"The teacher was tuned with fewer updates than some members {teacher}: changes against it flatter those."
+    if short := [f"{role} {updates}" for role, updates in shorter.items() if role != AS_IT_WAS]:
         yield f"Trained with fewer updates than some members, and not compared with those: {', '.join(short)}."
 
 
@@ -97,15 +100,33 @@ def _compared(front: Front, reference: Member | None) -> list[Member]:
     return [member for member in front["members"] if reference and member["updates"] <= reference["updates"]]
 
 
-def _beside_the_papers_student(front: Front) -> Iterator[str]:
-    paper = _reference(front, "paper's student")
-    if paper and (compared := _compared(front, paper)):
-        better = [m["name"] for m in compared if dominates(_tested(m), _tested(paper))]
-        yield (
-            f"Better than the paper's student in keyword error, EER and latency at once (test): {', '.join(better)}."
-            if better
-            else "No member is better than the paper's student in keyword error, EER and latency at once (test)."
-        )
+def _better_than_references(front: Front) -> Iterator[str]:
+    """Beside the paper's student and BC-ResNet: who is better in all, and whose paired intervals say so."""
+    for role in ("paper's student", "BC-ResNet"):
+        reference = _reference(front, role)
+        if not reference or not (compared := _compared(front, reference)):
+            continue
+        better = [member for member in compared if dominates(_tested(member), _tested(reference))]
+        clear = [member["name"] for member in better if _is_clear(member, role)]
+        among = "" if len(compared) == len(front["members"]) else f" of {', '.join(m['name'] for m in compared)}"
+        said = f"Better than {_the(role)} in keyword error, EER and latency at once (test)"
+        if not better:
+            yield f"{said}: none{among}."
+        elif len(clear) == len(better):
+            yield f"{said}, both scores beyond their paired intervals: {', '.join(clear)}."
+        else:
+            sure = f"; both scores beyond their paired intervals: {', '.join(clear) or 'none'}"
+            yield f"{said}: {', '.join(m['name'] for m in better)}{sure}."
+
+
+def _the(role: str) -> str:
+    return role if role == "BC-ResNet" else f"the {role}"
+
+
+def _is_clear(member: Member, role: str) -> bool:
+    """Whether a member's paired intervals lie on the better side of zero in both scores."""
+    against = member.get("against", {}).get(role)
+    return bool(against) and against["accuracy"]["low"] > 0 and against["eer"]["high"] < 0
 
 
 def _small_and_close(front: Front) -> Iterator[str]:
@@ -116,12 +137,12 @@ def _small_and_close(front: Front) -> Iterator[str]:
         yield f"{said}{', '.join(close) or 'none'}."
 
 
-def _beaten_by_the_baseline(front: Front) -> Iterator[str]:
-    baseline = _reference(front, "BC-ResNet")
-    equal = [m for m in front["members"] if baseline and m["updates"] >= baseline["updates"]]
-    if beaten := [m["name"] for m in equal if baseline and dominates(_tested(baseline), _tested(m))]:
-        said = "BC-ResNet, which distils nothing, is better in keyword error, EER and latency at once (test) than: "
-        yield f"{said}{', '.join(beaten)}."
+def _beaten_by_references(front: Front) -> Iterator[str]:
+    for role, what in (("paper's student", "The paper's student"), ("BC-ResNet", "BC-ResNet, which distils nothing,")):
+        reference = _reference(front, role)
+        equal = [m for m in front["members"] if reference and m["updates"] >= reference["updates"]]
+        if beaten := [m["name"] for m in equal if reference and dominates(_tested(reference), _tested(m))]:
+            yield f"{what} is better in keyword error, EER and latency at once (test) than: {', '.join(beaten)}."
 
 
 def _uneven(front: Front) -> Iterator[str]:
@@ -178,10 +199,7 @@ def _tutored(front: Front) -> Iterator[str]:
 
 def _shared_start(front: Front) -> Iterator[str]:
     if any(member["start"] == "shared student" for member in front["members"]):
-        yield (
-            "Members began with the weights of the search's shared student and were tuned on as many windows as references were "
-            "distilled and tuned; its own training is in the ledger."
-        )
+        yield "Members began with the weights of the search's shared student, whose own training is in the ledger."
 
 
 def _knee_from_scratch(front: Front) -> Iterator[str]:
@@ -189,11 +207,15 @@ def _knee_from_scratch(front: Front) -> Iterator[str]:
     knee = next((member for member in front["members"] if "knee" in member["aliases"]), None)
     if scratch and knee and scratch["candidate"] != knee["candidate"]:
         yield f"{scratch['name']} is of the member that was the knee before further ones were found."
-    elif scratch and knee and scratch["updates"] >= knee["updates"] and not dominates(_tested(knee)[:2], _tested(scratch)[:2]):
-        yield (
-            "The knee's architecture trained from scratch, on as many windows, is not worse in both scores (test): "
-            "distillation did not pay at this length."
-        )
+    elif scratch and knee and scratch["updates"] >= knee["updates"]:
+        if dominates(_tested(knee)[:2], _tested(scratch)[:2]):
+            clear = ", both beyond their paired intervals" if _is_clear(knee, "knee from scratch") else ""
+            yield f"The knee is better in both scores (test) than its architecture from scratch, on as many windows{clear}."
+        else:
+            yield (
+                "The knee's architecture trained from scratch, on as many windows, is not worse in both scores (test): "
+                "distillation did not pay at this length."
+            )
 
 
 FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
@@ -202,9 +224,9 @@ FINAL_NOTES: tuple[Callable[[Front], Iterator[str]], ...] = (
     _read_before,
     _tuned,
     _not_compared,
-    _beside_the_papers_student,
+    _better_than_references,
     _small_and_close,
-    _beaten_by_the_baseline,
+    _beaten_by_references,
     _uneven,
     _predictions,
     _learned,

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.report.front import FRONT_FILE
+from nas.report.front import FRONT_FILE, search_front
 from nas.stages.finals import read_finals
 from nas.study.budget import in_words, parse_budget
 from nas.study.candidates import values_of
 from nas.study.folder import STUDIES, Study, command_of, open_folder
 from nas.study.lease import is_running
 from nas.study.pareto import non_dominated
+from nas.tracking.outage import first_line
 from nas.worker.unfinished import FOLDERS
 
-ENDED = "ended"
+ENDED, TO_CONTINUE = "ended", "to continue"
 SIGNS = "begun"  # of life: a study that has ended needs none
 
 
@@ -40,8 +41,8 @@ def overview(studies: Path = STUDIES) -> Iterator[Row]:
         try:
             yield row_of(open_folder(folder))
         except (ValueError, TypeError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Row(name=folder.name, command="?", state=f"unreadable: {reason}", spent="", left="", front="", disk=size(folder))
+            unreadable = f"unreadable: {first_line(error)}"
+            yield Row(name=folder.name, command="?", state=unreadable, spent="", left="", front="", disk=size(folder))
 
 
 def row_of(study: Study) -> Row:
@@ -61,11 +62,13 @@ def row_of(study: Study) -> Row:
 def state_of(study: Study) -> str:
     if (driver := is_running(study.folder)) is not None:
         return f"running, {driver}"
+    if any((study.folder / folder).exists() for folder in FOLDERS):  # it was continued, and interrupted
+        return TO_CONTINUE
     if command_of(study.folder) == "reproduce":
         table = study.read_json("paper.json")
-        return ENDED if table and not table["failed"] and not (study.folder / FOLDERS[1]).exists() else "to continue"
+        return ENDED if table and not table["failed"] else TO_CONTINUE
     front = study.read_json(FRONT_FILE)
-    return ENDED if front and front["stage"] == "final" else "to continue"
+    return ENDED if front and front["stage"] == "final" else TO_CONTINUE
 
 
 def _front(study: Study) -> str:
@@ -74,7 +77,7 @@ def _front(study: Study) -> str:
     trained = sum(candidate.state == "complete" for candidate in candidates)
     if front and front["stage"] == "final":
         return f"{len(front['members'])} members"
-    return f"{trained} candidates trained" if candidates else ""
+    return f"{len(search_front(candidates))} of {trained} candidates trained" if candidates else ""
 
 
 def prune(study: Study) -> Iterator[tuple[str, int]]:
@@ -95,7 +98,6 @@ def prune(study: Study) -> Iterator[tuple[str, int]]:
 def _spare(study: Study) -> dict[str, list[Path]]:
     return {
         "weights of beaten candidates": [study.weights_folder(f"candidate-{number}") for number in _beaten(study)],
-        "checkpoints": [study.folder / folder for folder in FOLDERS],
         "signs of life": [study.folder / SIGNS],
     }
 

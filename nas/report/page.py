@@ -142,6 +142,8 @@ def card(front: Front, member: Member) -> Iterator[tuple[str, str]]:
     yield "EER, %", interval(*eer)
     if change:
         yield "", change_text(change, "eer") + against
+    for reference, found in member.get("against", {}).items():
+        yield "", f"{change_text(found, 'accuracy')} accuracy, {change_text(found, 'eer')} EER against {reference}"
     yield "latency, ms", f"{three(*(scores[f'latency_{end}'] for end in ('ms', 'low', 'high')))}, {member['latency_kind']}"
     if "predicted_latency_ms" in scores:
         yield "", f"{three(*(scores[f'predicted_latency_{end}'] for end in ('ms', 'low', 'high')))} was predicted"
@@ -190,7 +192,7 @@ def _training(member: Member) -> Iterator[str]:
     if steps.get("tutor"):
         yield f"with a tutor of {steps['tutor']:,} steps"
     if member.get("as_trained"):
-        yield "as the candidate was trained: the budget did not reach for its full length"
+        yield "as the candidate was trained, not at full length"
     if member.get("read_before"):
         yield "its test split was read before"
 

@@ -18,8 +18,10 @@ from nas.report.front import Member, build_front
 from nas.report.page import PAGE_FILE
 from nas.stages.finals import Final, read_finals
 from nas.study.folder import Study, command_of
+from nas.study.room import found_no_room
 from nas.tracking.mirror import Tracking
 from nas.tracking.models import log_model, register
+from nas.tracking.outage import first_line
 from nas.tracking.pages import artifact_link, members_link
 from nas.worker.context import Context
 from nas.worker.evaluate import read_outcome
@@ -46,8 +48,10 @@ def report(context: Context, tracking: Tracking) -> dict[str, Any]:
         front = build_front(study, log_finals(study, tracking))
         publish(context, tracking, front, write_report(study, front))
     except Exception as error:  # MLflow's and its transports' many kinds
+        if found_no_room(error):
+            raise
         raise ValueError(
-            f"MLflow did not take the results ({str(error).splitlines()[0]}); the front is in {study.folder}, and "
+            f"MLflow did not take the results ({first_line(error)}); the front is in {study.folder}, and "
             f"`srlnas {command_of(study.folder)} --resume {study.config.name}` logs it again"
         ) from error
     return front
@@ -127,6 +131,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "member": member["name"],
             "candidate": member["candidate"],
             "run_id": member["run_id"],
+            "weights": weights_hash(student),
             "teacher": {"name": context.teacher.name, "digest": context.teacher.digest, "licence": context.teacher.licence},
             "corpus": {
                 "files": [Path(path).name for path in context.study.config.data],
@@ -141,6 +146,11 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
         },
     }
     (folder / MODEL_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def weights_hash(student: Path) -> str:
+    """Of a student's folder: what tells one model from another of its name."""
+    return hashlib.sha256((student / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def parity_clips(context: Context) -> np.ndarray[Any, np.dtype[np.int16]]:

@@ -69,7 +69,7 @@ class Exploration:
                 raise self.absence from None
             raise
         finally:  # what was interrupted was paid for
-            self.records.charge_all()
+            self.records.leave()
 
     def show(self) -> None:
         """Progress. Charges what runs every few seconds, so that a driver that is killed leaves little unpaid."""
@@ -86,7 +86,7 @@ class Exploration:
         config, space, teacher = self.context.study.config, space_of(self.context), self.context.teacher
         hooks = Hooks(
             refusal=self.admission.refusal,
-            affordable=lambda architecture: self.admission.affordable(architecture, self.records.candidates()),
+            affordable=self._affordable,
             started=self._started,
             refused=self._refused,
             finished=self._finished,
@@ -103,6 +103,11 @@ class Exploration:
             first=first_candidates(space, teacher.architecture, teacher.geometry, config.recipe.heads),
             earlier=[study.candidates() for study in earlier_studies(config)],
         )
+
+    def _affordable(self, architecture: Architecture) -> bool:
+        """Of what was interrupted, its finished rungs are paid."""
+        waiting = (candidate for candidate in self.interrupted.values() if candidate.architecture == architecture)
+        return self.admission.affordable(next(waiting, None) or self._new(-1, architecture), self.records.candidates())
 
     def _new(self, number: int, architecture: Architecture) -> Candidate:
         kind = self.context.device.latency_model.kind

@@ -10,6 +10,7 @@ from nas.stages.measure import measure_finals
 from nas.stages.references import keep, kept_report
 from nas.worker.context import Context, cost_scores
 from nas.worker.trainings import run_tasks
+from nas.worker.unfinished import forget
 from search_spaces.architecture import Geometry
 
 SPENT_ON = {"finalist": "finalists"}
@@ -42,6 +43,8 @@ def train_finals(choice: Choice, wanted: Sequence[Final], tick: Tick) -> None:
             scores = {**scores, **cost_scores(context, final.architecture, _geometry(context, final))}
         kind, error = context.device.latency_model.kind, report.get("error")
         record_final(study, dataclasses.replace(final, scores=scores, error=error, latency_kind=kind))
+        if scores:
+            forget(study, final.name)
     measure_finals(context, choice.account)
 
 

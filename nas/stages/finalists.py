@@ -43,16 +43,16 @@ class Choice:
         """Finalists and references, which are as long as what is left of the budget lets a front have enough members; where it lets
         that for none, candidates as they were trained.
 
-        Where finals were begun before, those, and further finalists of the same length that a raised budget pays for.
+        Where finals were begun before, those, and further finalists of the same length that a raised budget pays for; where members
+        were as they were trained, finalists in their place, and longer references.
         """
         study = self.context.study
         candidates = choose_finalists(study.candidates(), study.config.finalists)
         recorded = [final for final in read_finals(study) if final.role != SCRATCH]
-        finals = recorded + self._further(recorded, candidates) if recorded else self._first(candidates)
-        for final in finals:
-            if final not in recorded:
-                record_final(study, final)
-        return finals
+        finals = [*recorded, *self._further(recorded, candidates)] if recorded else self._first(candidates)
+        if new := [final for final in finals if final not in recorded]:
+            record_final(study, *new)
+        return list({final.name: final for final in finals}.values())
 
     def scratch(self) -> Final | None:
         """The front's knee at random, fine-tuned on as many windows as it was distilled and fine-tuned on; None where there is no
@@ -75,13 +75,20 @@ class Choice:
         """Candidates as they were trained, which nothing else beats on validation speakers, up to as many members as are wanted."""
         study = self.context.study
         finals = read_finals(study)
-        begun = {final.candidate for final in finals if final.role == "finalist"}
+        begun = {final.candidate for final in finals if final.role == "finalist" and final.scores}
         beaten_by = np.array([final.objectives() for final in finals if final.role == "finalist" and final.scores]).reshape(-1, 3)
         complete = [c for c in study.candidates() if c.state == "complete" and c.number not in begun]
         points = np.array([values_of(c.scores) for c in complete]).reshape(-1, 3)
         unbeaten = non_dominated(np.concatenate([points, beaten_by]))[: len(complete)]
-        room = max(FEWEST_MEMBERS, study.config.finalists) - len(front_of(finals))
-        return self._members(choose_finalists([c for c, on in zip(complete, unbeaten) if on], max(0, room)))
+        there = len(front_of(finals))
+        wanted = max(0, max(FEWEST_MEMBERS, study.config.finalists) - there)
+        members = self._members(choose_finalists([c for c, on in zip(complete, unbeaten) if on], wanted))
+        return self._affordable(members, self.account.left / self.account.resources, FEWEST_MEMBERS - there)
+
+    def _affordable(self, members: Sequence[Final], seconds: float, fewest: int) -> list[Final]:
+        """The first of those that are only tested whose tests fit into so many wall seconds; so many come whatever they cost."""
+        fitting = int((np.cumsum([self.seconds(member) for member in members]) <= seconds).sum())
+        return [*members[: max(fitting, fewest, 0)]]
 
     def tests(self) -> float:
         """Predicted resource-seconds of testing those that would be members as they were trained."""
@@ -103,7 +110,12 @@ class Choice:
         room = (self.account.left + OVERDRAFT * self.account.budget.seconds) / self.account.resources - to_pay
         if final.role == "finalist" and not final.source:
             first = next(recorded.name for recorded in finals if recorded.role == "finalist")
-            return final if final.name == first or self.seconds(final) <= room else None
+            if final.name != first and self.seconds(final) > room:
+                return None
+            if final.candidate in _tested(finals) and not final.read_before:  # as the candidate was, for want of room
+                final = dataclasses.replace(final, read_before=True)
+                record_final(self.context.study, final)
+            return final
         names = {final.name, *(other.name for other, _ in running)}
         references = [other for other in finals if other.role not in ("finalist", SCRATCH) and not other.scores]
         later = [self.seconds(other) for other in references if other.name not in names]
@@ -129,7 +141,10 @@ class Choice:
         for count in range(len(candidates), min(FEWEST_MEMBERS, len(candidates)) - 1, -1):
             if steps := self._longest(candidates[:count]):
                 return [*self._of_length(candidates[:count], steps), *self._references(steps)]
-        return [*self._members(candidates), *self._references(self.plan.full_steps)]
+        references = self._references(self.plan.full_steps)
+        shortest = sum(self.seconds(self._shortened(reference, 0.0)) for reference in references)
+        room = self.account.left / self.account.resources - shortest
+        return [*self._affordable(self._members(candidates), room, FEWEST_MEMBERS), *references]
 
     def _longest(self, candidates: Sequence[Candidate]) -> int:
         """Steps of so many finalists with their references, 0 where they do not fit. References that are no shorter than finalists
@@ -151,6 +166,7 @@ class Choice:
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
         trained = [final for final in recorded if final.role == "finalist" and not final.source]
+        longer, known = list[Final](), {final.name: final.updates for final in recorded}
         waiting = [c for c in candidates if c.number not in {final.candidate for final in trained}]
         if trained:
             distill, tune = trained[0].distill_steps, trained[0].finetune_steps
@@ -161,12 +177,16 @@ class Choice:
         else:
             steps = self._longest(waiting[:FEWEST_MEMBERS])
             new = [] if not steps or self._is_as_trained(steps) else self._finalists(waiting, steps)
-        to_pay = sum(self.seconds(final) for final in recorded if not is_done(self.context.study, final))
+            longer = [reference for reference in self._references(steps) if new and reference.updates > known[reference.name]]
+        again = {reference.name for reference in longer}
+        undone = [final for final in recorded if final.name not in again and not is_done(self.context.study, final)]
+        to_pay = sum(map(self.seconds, [*undone, *longer]))
         if (scratch := self.scratch()) and not is_done(self.context.study, scratch):
             to_pay += self.seconds(scratch)
         left = self.account.left - to_pay * self.account.resources
         afforded = np.cumsum([FINAL_SAFETY * self.account.resources * self.seconds(final) for final in new]) <= left
-        return [final for final, affordable in zip(new, afforded) if affordable]
+        further = [final for final, affordable in zip(new, afforded) if affordable]
+        return [*further, *longer] if further else []
 
     def _references(self, steps: int) -> list[Final]:
         """None takes more than its share of what is left: it would be shorter."""
@@ -230,7 +250,7 @@ class Choice:
 
     def _finalists(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
         """Those that begin with a shared student's weights are tuned on as many windows as others are distilled and tuned."""
-        tested = {final.candidate for final in read_finals(self.context.study) if final.source and final.scores}
+        tested = _tested(read_finals(self.context.study))
         distill, tune = self._distill_steps(steps), steps
         start: Start = self.context.study.config.recipe.start
         if self.plan.shared_steps:
@@ -256,6 +276,11 @@ class Choice:
         if self.plan.shared_steps:
             return 0 if self.context.study.config.recipe.fit_windows else steps
         return round(steps * self.plan.distill_steps / self.plan.finetune_steps)
+
+
+def _tested(finals: Sequence[Final]) -> set[int | None]:
+    """Candidates that were tested as they were trained."""
+    return {final.candidate for final in finals if final.source and final.scores and final.role == "finalist"}
 
 
 def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candidate]:

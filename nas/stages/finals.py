@@ -103,8 +103,9 @@ def final_task(study: Study, final: Final, **changed: Any) -> str:
     return task_json(replace(task, **changed))
 
 
-def record_final(study: Study, final: Final) -> None:
-    append_line(study.folder / FINALS_FILE, final.to_json())
+def record_final(study: Study, *finals: Final) -> None:
+    """At once: a study whose finals are recorded in part would take that for all that was wanted."""
+    append_line(study.folder / FINALS_FILE, "\n".join(final.to_json() for final in finals))
 
 
 def is_done(study: Study, final: Final) -> bool:

@@ -55,6 +55,11 @@ class Records:
             if running.arrival.owed() >= interval:
                 self.charged(number)
 
+    def leave(self) -> None:
+        """What still runs is interrupted: paid, and what it took is recorded with it."""
+        for number in self.running:
+            self.study.record(self.charged(number))
+
     def check_workers(self) -> None:
         """Raises ValueError when no worker comes for a candidate."""
         for running in self.running.values():

@@ -23,7 +23,8 @@ def kept_report(context: Context, final: Final) -> dict[str, Any] | None:
     folder = _place(context, final)
     if not (folder / REPORT_FILE).is_file():
         return None
-    shutil.copytree(folder, context.study.weights_folder(final.name), dirs_exist_ok=True)
+    with context.study.new_weights(final.name) as place:
+        shutil.copytree(folder, place, dirs_exist_ok=True)
     report: dict[str, Any] = json.loads((folder / REPORT_FILE).read_text())
     return report
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from nas.planning.plan import Plan, named_file
 from nas.stages.finals import TUTOR
 from nas.study.budget import Account
+from nas.study.folder import Study
 from nas.worker.cluster import cores_alone
 from nas.worker.context import SHARED_FILE, Context, space_of
 from nas.worker.trainings import run_alone, train_shared
@@ -25,9 +26,13 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
     Raises ValueError when the named file is of another space, teacher or recipe, and when its distillation failed.
     """
     study, path = context.study, context.study.folder / SHARED_FILE
-    if not plan.shared_steps or kept_position(path).get("tuned", 0) >= plan.shared_steps:
-        return
     named = named_file(study.config.warm_start)
+    if has_shared(study, plan):
+        return
+    if named and not named.is_file():
+        raise ValueError(
+            f"the shared student {named} is gone: put it back, and `srlnas search --resume {study.config.name}` goes on"
+        )
     source = named or cached_file(context, plan)
     if source.is_file() and (named or kept_position(source)):
         check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
@@ -45,6 +50,12 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         )
     source.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, source)
+
+
+def has_shared(study: Study, plan: Plan) -> bool:
+    """Whether all is there that the plan has of one; a file that was named is copied as it is."""
+    made = kept_position(study.folder / SHARED_FILE)
+    return not plan.shared_steps or made.get("tuned", 0) >= plan.shared_steps or bool(named_file(study.config.warm_start) and made)
 
 
 def cached_file(context: Context, plan: Plan) -> Path:

@@ -9,6 +9,7 @@ from nas.study.folder import Study, command_of
 from nas.worker.cluster import cores_alone
 from nas.worker.context import Context
 from nas.worker.trainings import run_alone
+from nas.worker.unfinished import forget
 from trainers.networks.student import ARCHITECTURE_FILE
 
 
@@ -37,3 +38,4 @@ def prepare_tutor(
             "a search whose recipe has tutor_weight = 0.0 does without it"
         )
     keep(context, final, report)
+    forget(study, TUTOR)

@@ -111,6 +111,13 @@ class Account:
         return seconds * self.resources
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def append_line(path: Path, fields: dict[str, Any] | str) -> None:
     """One line of JSON, on disk before the call returns."""
     text = fields if isinstance(fields, str) else json.dumps(fields)

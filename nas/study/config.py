@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from deploy.target import Precision
-from nas.study.budget import Budget
+from nas.study.budget import Budget, write_whole
 from search_spaces.kinds import made_of, text_of
 from trainers.learning.recipe import Recipe
 from trainers.learning.targets import Mode
@@ -131,11 +131,11 @@ class StudyConfig:
         )
 
     def write(self, path: Path) -> None:
-        """TOML; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
+        """TOML, whole or not at all; what is None is left out. A JSON string, number or list of strings is TOML as it stands."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         recipe = fields.pop("recipe")
         lines = [*_toml({"format": FORMAT, **fields}), "", "[recipe]", *_toml(recipe)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(path, "\n".join(lines) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

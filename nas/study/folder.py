@@ -1,14 +1,16 @@
 """The study folder: what was asked (study.toml), what happened (candidates.jsonl, ledger.jsonl), what came out (front.json)."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nas.study.budget import Ledger, append_line, parse_budget, records
+from nas.study.budget import Ledger, append_line, parse_budget, records, write_whole
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig, check_name
 from nas.study.lease import held
@@ -32,10 +34,19 @@ class Study:
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger.jsonl")
 
-    def with_budget(self, budget: str) -> "Study":
-        """The study with another total budget, written down. Raises ValueError when it does not parse."""
-        parse_budget(budget)
-        return self.changed(budget=budget)
+    def told(self, *, budget: str | None = None, workers: int | None = None, share: float | None = None) -> "Study":
+        """The study with what it was told when it was begun again, written down: another total budget, another part of the cluster.
+
+        Raises ValueError for a budget that does not parse, or is of another resource than what was spent.
+        """
+        if budget is not None and (wanted := parse_budget(budget).resource) != (known := parse_budget(self.config.budget).resource):
+            raise ValueError(
+                f"the study {self.config.name} spends {known.upper()} time, the budget {budget} is {wanted.upper()} time: give "
+                f"{known} time, or begin a new study"
+            )
+        told = {"budget": budget, "workers": workers, "share": share}
+        fields = {name: value for name, value in told.items() if value is not None}
+        return self.changed(**fields) if fields else self
 
     def changed(self, **fields: Any) -> "Study":
         """The study with other values in its configuration, written down."""
@@ -62,6 +73,18 @@ class Study:
             raise ValueError(f"{self.folder} names the student {name!r}: a name has no slashes")
         return self.folder / "students" / name
 
+    @contextmanager
+    def new_weights(self, name: str) -> Iterator[Path]:
+        """An empty folder which, when the block ends, is that of a student, in the place of what was there."""
+        place = self.weights_folder(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as unfinished:
+            part = Path(unfinished) / name
+            part.mkdir()
+            yield part
+            shutil.rmtree(place, ignore_errors=True)
+            part.rename(place)
+
     def read_json(self, name: str) -> Any:
         """The file's content, None where there is none yet."""
         path = self.folder / name
@@ -69,22 +92,26 @@ class Study:
 
     def write_json(self, name: str, content: Any) -> None:
         """Whole or not at all."""
-        unfinished = self.folder / f".{name}"
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.replace(self.folder / name)
+        write_whole(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     def locked(self) -> AbstractContextManager[None]:
         """For a block of work in the main thread. Raises ValueError while another process runs this study, here or elsewhere."""
         return held(self.folder, self.config.name)
 
 
-def create_study(config: StudyConfig, studies: Path = STUDIES) -> Study:
-    """Raises ValueError when a study of that name exists."""
+def create_study(config: StudyConfig, studies: Path = STUDIES, fill: Callable[[Study], object] = lambda study: None) -> Study:
+    """fill: writes what a study begins with; its folder is there when all of it is. Raises ValueError when a study of that name
+    exists."""
     folder = studies / config.name
     if folder.exists():
         raise ValueError(f"the study {config.name} exists; {_to_continue(folder)} or choose another --name")
-    folder.mkdir(parents=True)
-    config.write(folder / "study.toml")
+    studies.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=studies, prefix=".") as unfinished:
+        part = Path(unfinished) / config.name
+        part.mkdir()
+        fill(Study(folder=part, config=config))
+        config.write(part / "study.toml")
+        part.rename(folder)
     return Study(folder=folder, config=config)
 
 

@@ -9,7 +9,7 @@ Result = TypeVar("Result")
 PAUSE = 60.0  # seconds without a further attempt: a call to a server that is gone tries for half a minute
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -28,8 +28,6 @@ class Outage:
             return call()
         except Exception as error:  # MLflow's and its transports' many kinds
             if not self.was_told:
-                warnings.warn(
-                    f"MLflow does not answer, {self.work} goes on and logs at its end: {_first_line(error)}", stacklevel=3
-                )
+                warnings.warn(f"MLflow does not answer, {self.work} goes on and logs at its end: {first_line(error)}", stacklevel=3)
             self.was_told, self.again = True, self.clock() + PAUSE
             return None

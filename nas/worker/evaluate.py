@@ -19,7 +19,7 @@ import torch
 from deploy.target import Precision
 from nas.worker.context import MODEL, SHARED_FILE, Context, context_of, cost_scores, device_of, space_of
 from nas.worker.task import Start, Task
-from nas.worker.unfinished import distilling, forget, tuning
+from nas.worker.unfinished import distilling, tuning
 from search_spaces.architecture import Architecture, Network, network_from_dict
 from trainers.learning.distill import distill, distiller, fit_student
 from trainers.learning.elastic import Elastic, load_shared
@@ -57,8 +57,6 @@ def evaluate(task: Task) -> Iterator[dict[str, Any]]:
             save_student(trained, context.study.weights_folder(task.name))
         scores = _qualities(context, task, trained, is_last=is_last)
         scores |= cost_scores(context, trained.architecture, trained.encoder.geometry)
-        if is_last:
-            forget(context.study, task.name)
         yield {"rung": rung, "scores": scores, **watch.lap("scoring")}
 
 

@@ -84,12 +84,9 @@ class Watch:
                 self._end()
 
     def _end(self) -> None:
-        has_left = self.left.wait(GRACE)
-        if has_left:
-            threading.Event().wait(GRACE)  # the main thread writes what it has to write
-        else:
+        if not self.left.wait(GRACE):
             print(f"srlnas: {self.said()}", file=sys.stderr, flush=True)
-        os._exit(2)
+            os._exit(2)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def _begun(context: Context, task: Task) -> list[object]:
 
 
 def forget(study: Study, name: str) -> None:
-    """Of a task that has ended."""
+    """Of a task whose end is recorded: before, a driver that is killed would have it trained again."""
     for folder in FOLDERS:
         (study.folder / folder / f"{name}.safetensors").unlink(missing_ok=True)
 

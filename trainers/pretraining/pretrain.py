@@ -7,6 +7,7 @@ for a second random start. Part of the clips can have another talker mixed in, w
 """
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +24,14 @@ from search_spaces.architecture import FRAME_SAMPLES, RECEPTIVE_FIELD, Architect
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import update
 from trainers.learning.precision import autocast
-from trainers.learning.resume import kept_position, read_state, write_state
+from trainers.learning.resume import interval, kept_position, read_state, write_state
 from trainers.networks.encoder import Positions, SpeechEncoder
 from trainers.pretraining.masked import Labelled, MaskedPredictor, draw_masks, overlap
-from trainers.pretraining.units import Features, assign_units, fit_units, hidden_state, mfcc, utterances
+from trainers.pretraining.units import MOST_UNITS, Features, assign_units, fit_units, hidden_state, mfcc, utterances
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
 
-CHECKPOINT_STEPS = 500
+VALIDATION_STEPS = 500  # between two validations
 AHEAD = 4  # batches that are cut while one trains, each by a thread: on a GPU a step takes less time than its batch
 VALIDATION_WINDOWS = 512
 CHECKPOINT_FILE, PLAN_FILE = "checkpoint.safetensors", "plan.json"
@@ -70,6 +71,8 @@ class PretrainRecipe:
             raise ValueError(f"a window of {self.window} samples has not two frames; {RECEPTIVE_FIELD + FRAME_SAMPLES} have")
         if min(*self.steps, *self.units, self.batch, self.layer) < 1:
             raise ValueError("steps, units, batch and layer must be above zero")
+        if max(self.units) >= MOST_UNITS:
+            raise ValueError(f"{max(self.units)} units are too many: below {MOST_UNITS} are allowed")
         for name in ("mask_share", "mix_share", "noise_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)} is not from 0 to 1")
@@ -132,6 +135,8 @@ def pretrain(run: Pretraining) -> SpeechEncoder:
     A run that is interrupted and continued computes what one run would. Raises ValueError when the folder holds a run of another
     recipe, corpus or shape, when the corpus is too small for the units, and FloatingPointError when the loss is not finite.
     """
+    if len(run.recipe.steps) > 1 and run.recipe.layer > run.architecture.depth:
+        raise ValueError(f"there is no layer {run.recipe.layer} to take units from: the shape has {run.architecture.depth}")
     _check_plan(run)
     torch.manual_seed(run.recipe.seed)
     encoder = SpeechEncoder(run.architecture, run.geometry)
@@ -201,7 +206,7 @@ def _iterate(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> None:
         _restore(run, model, optimizer, same_iteration=at == iteration)
     start = done if at == iteration else 0
     train, validation = _labelled(run, encoder, iteration)
-    offset = sum(recipe.steps[:iteration])
+    offset, written = sum(recipe.steps[:iteration]), time.monotonic()
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting = deque(pool.submit(_batch, run, train, iteration, start + i) for i in range(AHEAD))
         for step in range(start, recipe.steps[iteration]):
@@ -209,8 +214,10 @@ def _iterate(run: Pretraining, encoder: SpeechEncoder, iteration: int) -> None:
             values = _step(run, model, optimizer, waiting.popleft().result(), _rate(recipe, iteration, step))
             run.watch.progress(offset + step + 1, sum(recipe.steps))
             is_last = step + 1 == recipe.steps[iteration]
-            if is_last or (step + 1) % CHECKPOINT_STEPS == 0:
+            if is_last or time.monotonic() - written >= interval():
                 _save(run, model, optimizer, iteration, step + 1)
+                written = time.monotonic()
+            if is_last or (step + 1) % VALIDATION_STEPS == 0:
                 values |= _validate(run, model, validation)
             if is_last or (step + 1) % 50 == 0:
                 run.watch.values(offset + step + 1, values | {"iteration": iteration + 1})
@@ -288,10 +295,15 @@ def _predict(run: Pretraining, model: MaskedPredictor, batch: Batch) -> tuple[Te
         logits = model(audio, masked, asked)
     wanted, hidden = units[asked], masked[asked]
     losses = F.cross_entropy(logits.float(), wanted, reduction="none")
-    loss = losses[hidden].mean()
+    loss = _mean(losses[hidden])
     if run.recipe.unmasked_weight:
-        loss = loss + run.recipe.unmasked_weight * losses[~hidden].mean()
-    return loss, (logits.argmax(-1) == wanted)[hidden].float().mean()
+        loss = loss + run.recipe.unmasked_weight * _mean(losses[~hidden])
+    return loss, _mean((logits.argmax(-1) == wanted)[hidden].float())
+
+
+def _mean(values: Tensor) -> Tensor:
+    """0 of none: where few short clips are heard at once, no frame with a unit may be masked."""
+    return values.sum() / max(1, len(values))
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from trainers.learning.precision import autocast
 from trainers.networks.encoder import SpeechEncoder, normalize
 from trainers.speech.corpora import Corpus
 
+MOST_UNITS = 2**15  # a file of units has 16 bits for each
 Features = Callable[[Tensor], Tensor]  # (batch, samples) -> (batch, frames, channels)
 Progress = Callable[[int, int], None]
 BATCH = 64
@@ -145,7 +146,7 @@ def assign_units(
     progress: Progress | None = None,
 ) -> None:
     """Writes the nearest centroid of every frame, (frames of all utterances,) int16, to an .npy file, whole or not at all."""
-    assert len(centroids) < 2**15
+    assert len(centroids) < MOST_UNITS
     part = path.with_suffix(".part.npy")
     units = np.lib.format.open_memmap(part, mode="w+", dtype=np.int16, shape=(int(clips.firsts[-1]),))
     centres = torch.from_numpy(centroids)

@@ -36,10 +36,14 @@ def study(tmp_path: Path) -> Study:
 
 def test_a_study_is_to_be_continued_until_its_front_is_final(study: Study) -> None:
     row = row_of(study)
-    assert (row.name, row.command, row.state, row.front) == ("a", "search", "to continue", "4 candidates trained")
+    assert (row.name, row.command, row.state, row.front) == ("a", "search", "to continue", "2 of 4 candidates trained")
     assert (row.spent, row.left) == ("2 min CPU", "8 min") and row.disk > 400_000
     study.write_json(FRONT_FILE, {"stage": "final", "members": [{}, {}]})
     assert row_of(study).state == ENDED and row_of(study).front == "2 members"
+    (study.folder / "tuned").mkdir()  # it goes on with a larger budget, and was interrupted
+    assert row_of(study).state == "to continue"
+    with pytest.raises(ValueError, match="has not ended"):
+        list(prune(study))
 
 
 def test_a_driver_here_or_elsewhere_is_named(study: Study) -> None:

@@ -143,6 +143,22 @@ def test_candidates_that_nothing_beats_are_members_as_they_were_trained(choice: 
     assert made.tests() == pytest.approx(sum(tests)) and max(tests) < min(map(made.seconds, made._finalists(FRONT, 40)))
 
 
+def test_a_finalist_without_room_is_a_member_as_it_was_trained_and_may_be_trained_on_later(choice: MakeChoice) -> None:
+    made = choice(3000.0)
+    first, second = made._finalists(FRONT[2:4], 100)
+    record_final(study_of(made), scored(first, 90.0, 45.0), second)
+    [member] = [final for final in made.as_trained() if final.candidate == FRONT[3].number]
+    record_final(study_of(made), scored(member, 10.0, 30.0))
+    begun = made.begun(second, [])
+    assert begun == dataclasses.replace(second, read_before=True) and begun in made.wanted()
+
+
+def test_no_more_is_tested_than_there_is_room_for(choice: MakeChoice) -> None:
+    poor, rich = choice(10.0), choice(30_000.0)
+    assert len(poor.as_trained()) == FEWEST_MEMBERS < len(rich.as_trained())
+    assert sum(final.role == "finalist" for final in poor.wanted()) == FEWEST_MEMBERS
+
+
 def test_a_member_that_is_trained_on_takes_its_place_and_says_that_it_was_tested(choice: MakeChoice) -> None:
     made = choice(3000.0)
     member = scored(made._members([FRONT[2]])[0], 30.0, 25.0)
@@ -165,6 +181,8 @@ def test_a_larger_budget_trains_members_on(choice: MakeChoice) -> None:
     assert {final.candidate for final in trained} >= set(range(5))
     [length] = {final.finetune_steps for final in trained}
     assert length != PLAN.finetune_steps
+    references = [final for final in rich.wanted() if final.role in ("paper's student", "BC-ResNet")]
+    assert len(references) == 2 and all(final.finetune_steps >= length for final in references)
     paper = next(final for final in rich.wanted() if final.role == "paper's student")
     record_final(study_of(rich), dataclasses.replace(paper, finetune_steps=5))
     assert {final.finetune_steps for final in rich.wanted() if final.role == "finalist" and not final.source} == {length}

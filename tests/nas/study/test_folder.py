@@ -1,5 +1,8 @@
 """The study folder: configuration, record of candidates, locking, errors."""
 
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
-from nas.study.folder import create_study, open_study
+from nas.study.folder import Study, create_study, open_study
 from search_spaces.architecture import Architecture
 
 ARCHITECTURE = Architecture(
@@ -91,10 +94,48 @@ def test_a_study_is_made_once_and_found_again(tmp_path: Path) -> None:
 
 def test_a_raised_budget_is_written_down(tmp_path: Path) -> None:
     study = create_study(StudyConfig(name="a", budget="1cpu-hours"), tmp_path)
-    study.with_budget("2cpu-hours")
+    assert study.told(budget="2cpu-hours", share=0.5).config == open_study("a", tmp_path).config
+    assert (open_study("a", tmp_path).config.budget, open_study("a", tmp_path).config.share) == ("2cpu-hours", 0.5)
+    for budget, reason in (("much", "does not parse"), ("2gpu-hours", "spends CPU time")):
+        with pytest.raises(ValueError, match=reason):
+            study.told(budget=budget)
     assert open_study("a", tmp_path).config.budget == "2cpu-hours"
-    with pytest.raises(ValueError, match="does not parse"):
-        study.with_budget("much")
+
+
+def test_a_configuration_that_the_disk_has_no_room_for_leaves_the_old_one(tmp_path: Path) -> None:
+    create_study(StudyConfig(name="a"), tmp_path)
+    code = (
+        "import resource, sys; from pathlib import Path; from nas.study.folder import open_study; "
+        "study = open_study('a', Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); study.told(workers=3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert done.returncode != 0 and "too large" in done.stderr
+    assert open_study("a", tmp_path).config.workers is None
+
+
+def test_a_study_begins_whole_or_not_at_all(tmp_path: Path) -> None:
+    def stopped(study: Study) -> None:
+        (study.folder / "begun").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_study(StudyConfig(name="a"), tmp_path, fill=stopped)
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_weights_take_the_place_of_the_old_ones_at_once(tmp_path: Path) -> None:
+    study = create_study(StudyConfig(name="a"), tmp_path)
+    with study.new_weights("tutor") as folder:
+        (folder / "old").touch()
+    with suppress(KeyboardInterrupt), study.new_weights("tutor") as folder:
+        (folder / "torn").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in study.weights_folder("tutor").iterdir()] == ["old"]
+    with study.new_weights("tutor") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in study.weights_folder("tutor").iterdir()] == ["new"]
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainers.pretraining.pretrain.CHECKPOINT_STEPS", 2)
+    monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "0")
     for stop in stops:
         with pytest.raises(Interrupted):
             pretrain(prepared(tiny_corpus, tiny_teacher, tmp_path / "parts", watch=stop_at(stop)))
