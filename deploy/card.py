@@ -114,6 +114,8 @@ def keyword_lines(manifest: Manifest) -> Iterator[str]:
             yield f"  Never told at this rate: {', '.join(mute)}."
         if rate in shown:
             yield from _stream(shown[rate])
+    if shown and manifest.get("stream_noise_was_heard"):
+        yield "  The noise of these streams was heard in training: there is no other. Other rooms may be harder."
 
 
 def _stream(shown: Mapping[str, Any]) -> Iterator[str]:

@@ -55,7 +55,12 @@ def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
         for entry in chosen
         if "keywords" in entry
     }
-    return {"keyword_thresholds": chosen, "stream": _scored(bundle, speech, stated) if stated else [], "stream_noise_db": SNR_DB}
+    return {
+        "keyword_thresholds": chosen,
+        "stream": _scored(bundle, speech, stated) if stated else [],
+        "stream_noise_db": SNR_DB,
+        "stream_noise_was_heard": noise is not None and not len(noise.rows("test")),
+    }
 
 
 def _scored(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) -> list[dict[str, Any]]:

@@ -206,6 +206,8 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
     lengths, share = task.lengths(), sharing(context, task.seed) if task.sharing else alone
     for rung in range(task.done, task.rungs):
         distill_steps, finetune_steps = lengths[rung]
+        if rung and done == lengths[rung - 1][0]:  # it goes on alike, whatever drew from the generator in between
+            torch.manual_seed(task.seed)
         if distill_steps > done:
             distill(
                 student,

@@ -80,7 +80,7 @@ def listened(bundle: Path, *words: str, data: bytes = b"") -> subprocess.Complet
 
 
 def test_the_script_decides_by_the_manifest_s_thresholds(bundle: Path, tiny_corpus: Corpus) -> None:
-    (stream,) = speech_streams(tiny_corpus, tiny_corpus.rows("test"), None)
+    (stream,) = speech_streams(tiny_corpus, tiny_corpus.rows("test"), None, snr_db=(25.0,))
     thresholds = {
         word: own["threshold"] for word, own in verify_bundle(bundle).manifest["keyword_thresholds"][0]["keywords"].items()
     }

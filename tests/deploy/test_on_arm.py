@@ -125,7 +125,7 @@ def test_it_answers_as_it_does_here(bundle: Path, arm: tuple[Path, Python]) -> N
 
 
 def test_it_hears_the_same_events_there(bundle: Path, arm: tuple[Path, Python], tiny_corpus: Corpus) -> None:
-    (stream,) = speech_streams(tiny_corpus, tiny_corpus.rows("test"), None, seconds=6)
+    (stream,) = speech_streams(tiny_corpus, tiny_corpus.rows("test"), None, seconds=6, snr_db=(25.0,))
     words = ("-", "--threshold", "0")
     there = arm[1](f"/exports/{bundle.name}/listen.py", *words, data=stream.samples.tobytes())
     assert there.returncode == 0, there.stderr.decode()

@@ -102,8 +102,16 @@ def _matching(folder: Path, names: Iterable[str], pattern: str) -> Iterator[_Fil
                 raise ValueError(f"the name of {name!r} in {folder} is not UTF-8: rename the file")
             fields = {field: composed(text) for field, text in match.groupdict().items()}
             speaker = fields.get("speaker")
-            group = speaker or hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            group = speaker or _content(folder / name)
             yield _File(name=name, keyword=fields.get("keyword"), speaker=speaker, group=group)
+
+
+def _content(path: Path) -> str:
+    """What tells equal files; of one that cannot be read, which is a bad clip then, its name."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return path.name
 
 
 def _check_matches(files: list[_File], names: list[str], folder: Path, pattern: str) -> None:

@@ -14,7 +14,7 @@ from torchaudio.datasets import LIBRISPEECH
 from trainers.speech.clips import Clip
 from trainers.speech.corpora import Progress
 from trainers.speech.files import is_litter, lines_of
-from trainers.speech.shards import Report, check_paths, join_shards, write_shards
+from trainers.speech.shards import Report, check_paths, join_shards, part_folder, write_shards
 from trainers.speech.trial_lists import write_trials
 
 TRIAL_LIST = "veri_test.txt"
@@ -35,7 +35,8 @@ def import_voxceleb1(
     trials: where to write the trial list in our format; trials of clips that were left out are left out too.
     Raises ValueError when something of the corpus is missing, for a list in another form, and as `write_shards` does.
     """
-    check_paths(root, out, *([trials] if trials else []))
+    is_interrupted = part_folder(out).exists()  # it may have ended between the list of trials and the corpus
+    check_paths(root, out, *([trials] if trials and not is_interrupted else []))
     pairs = _verification_pairs(root)
     names = [path.relative_to(root / "wav").as_posix() for path in (root / "wav").glob("*/*/*.wav") if not is_litter(path.name)]
     listed = dict.fromkeys(name for pair in pairs for name in pair[:2])

@@ -18,11 +18,10 @@ OCTAVES = 8  # of an equaliser, 62 Hz to 8 kHz
 
 def cut(corpus: Corpus, row: int, start: int, window: int) -> NDArray[np.float32]:
     """(window,) samples of a clip from `start` on, zeros before its beginning (a negative start) and after its end."""
-    clip = corpus.clip(row)
     out = np.zeros(window, np.float32)
-    begin, end = max(start, 0), min(start + window, len(clip))
+    begin, end = max(start, 0), min(start + window, corpus.length(row))
     if begin < end:
-        out[begin - start : end - start] = clip[begin:end]
+        out[begin - start : end - start] = corpus.clip(row, begin, end)
     return out
 
 
@@ -66,12 +65,14 @@ def random_start(length: int, window: int, rng: Rng, part: int = 0, of: int = 1)
 class Augmentation:
     """What a training window goes through: an equaliser, a gain, noise at a random signal-to-noise ratio, and masks.
 
-    Noise is a piece of the `noise` corpus, or white noise coloured at random where there is none. equalizer_db: see `equalized`.
+    Noise is a piece of the `noise` corpus, of its `split` where it has one, or white noise coloured at random where there is no
+    corpus. equalizer_db: see `equalized`.
     mask_share: of windows in which a band of frequencies and two spans of time fall silent (SpecAugment, arXiv 1904.08779, on the
     waveform: every front end hears it).
     """
 
     noise: Corpus | None = None
+    split: str = "train"
     gain_db: float = 6.0
     noise_share: float = 0.5
     snr_db: tuple[float, float] = (5.0, 25.0)
@@ -94,7 +95,8 @@ class Augmentation:
     def unit_noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
         """(samples,) of unit loudness."""
         if self.noise is not None:
-            row = int(rng.integers(len(self.noise)))
+            rows = self.noise.rows(self.split)
+            row = int(rows[rng.integers(len(rows))] if len(rows) else rng.integers(len(self.noise)))
             noise = cut(self.noise, row, random_start(self.noise.length(row), samples, rng), samples)
         else:
             spectrum = np.fft.rfft(rng.standard_normal(samples))

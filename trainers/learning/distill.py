@@ -49,7 +49,8 @@ def fit_student(student: Student, targets: Targets, lesson: Lesson) -> None:
         layer.weight.zero_()
         layer.bias.zero_()
         steps = states[at].shape[1]
-        wanted = F.pad(wanted, (0, 0, 0, steps * layer.out_features // wanted.shape[-1] - wanted.shape[1]))
+        missing = steps * layer.out_features // wanted.shape[-1] - wanted.shape[1]
+        wanted = torch.cat([wanted, wanted[:, -1:].expand(-1, missing, -1)], 1)  # as `strided` has it
         regress(layer, states[at], wanted.reshape(len(wanted), steps, layer.out_features))
 
 
@@ -100,7 +101,7 @@ def distill(
     optimizer = optimizer or distiller(student, recipe)
     stream = share(DISTILLATION, distillation_stream(targets, recipe.batch, augment, seed))
     losses = []
-    predict = compiled(student.predict_teacher, device, steps - done)
+    predict = compiled(student.predict_teacher, device, steps)
     for step, loss in zip(range(done, steps), distillation_losses(predict, targets, stream, device, first=done)):
         for group in optimizer.param_groups:
             group["lr"] = group["highest"] * warm_up(step, first_steps or steps)

@@ -154,7 +154,7 @@ def finetune(
         heard = share(f"{DISTILLATION} kept", distillation_stream(targets, recipe.batch, augment, seed))
         kept = distillation_losses(student.predict_teacher, targets, heard, device, first=done)
     updates = _updates(
-        compiled(student, device, steps - done),
+        compiled(student, device, steps),
         streams,
         recipe,
         angular,

@@ -37,6 +37,7 @@ def bootstrap(outcome: Outcome, drawn: Ints) -> tuple[Floats, Floats]:
     """Accuracy and equal error rate of every resample of a corpus, each (resamples,); NaN where one lacks a kind of trial.
 
     A trial between two speakers counts as often as both were drawn (their product), a trial of one speaker as often as that one.
+    Where one speaker alone was drawn, which happens where there are few, that one is tried against all others.
     """
     distinct, which = np.unique(drawn, axis=0, return_inverse=True)  # four speakers are drawn in 35 ways, not in a thousand
     clips, right = (np.bincount(outcome.clip_speakers, w, drawn.shape[1]) for w in (None, outcome.correct))
@@ -54,6 +55,8 @@ def _bootstrap_trials(outcome: Outcome, drawn: Ints) -> Floats:
     enrol, test = outcome.enrol_speakers[ranking.impostors], outcome.test_speakers[ranking.impostors]
     for i, counts in enumerate(drawn.astype(float)):
         same, different = counts[targets], counts[enrol] * counts[test]
+        if not different.any():  # one speaker alone was drawn
+            different = counts[enrol] + counts[test]
         if same.any() and different.any():
             rates[i] = ranking.equal_error_rate(same, different)
     return rates
@@ -114,7 +117,15 @@ def _resampled_seed(outcome: Outcome) -> tuple[Floats, Floats]:
         [accuracy(p.correct) if len(p.correct) else np.nan, equal_error_rate(p.trial_scores, p.same) if len(p.same) else np.nan]
         for p in found
     ]
-    return np.array(values), np.array([bootstrap(p, draw_speakers(p, [0, place])) for place, p in enumerate(found)])
+    drawn = [[_whole(rates) for rates in bootstrap(p, draw_speakers(p, [0, place]))] for place, p in enumerate(found)]
+    return np.array(values), np.array(drawn)
+
+
+def _whole(drawn: Floats) -> Floats:
+    """(resamples,): in the place of those that lack a kind of trial others of the corpus, the same for whatever has its speakers;
+    they would take the draws of all other corpora away."""
+    has = np.isfinite(drawn)
+    return np.where(has, drawn, np.resize(drawn[has], len(drawn))) if has.any() else drawn
 
 
 def rates(*seeds: Outcome) -> tuple[Rate, Rate]:

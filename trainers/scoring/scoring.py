@@ -49,7 +49,10 @@ def answers(answer: Answer, keywords: int, corpus: Corpus, rows: NDArray[np.inte
         np.add.at(logits, clips, heard[0])
         np.add.at(embeddings, clips, heard[1])
     counts = np.bincount([i for i, _ in where]).astype(np.float32)[:, None]
-    return logits / counts, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not (np.isfinite(logits).all() and np.isfinite(norms).all() and norms.all()):
+        raise FloatingPointError("the network's answers are no numbers, or have no length")
+    return logits / counts, embeddings / norms
 
 
 def score(student: Student, corpus: Corpus, scored: Scored, window: int, device: torch.device) -> Outcome:

@@ -48,19 +48,20 @@ def speech_streams(
     corpus: Corpus, rows: Ints, noise: Corpus | None, *, seconds: float = math.inf, snr_db: Sequence[float] = SNR_DB, seed: int = 0
 ) -> list[Stream]:
     """Clips in random order, of at most so many seconds together, in streams of five minutes of speech. The noise of one is at the
-    same level throughout: the `snr_db` by turns, of a clip of median loudness.
+    same level throughout: the `snr_db` by turns, of a clip of median loudness; there are as many streams as levels, at least.
 
-    noise: as of `Augmentation`.
+    noise: as of `Augmentation`, of the split that the first row is of.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(rows)
     lengths = corpus.lengths[order] / SAMPLE_RATE
     order = order[: max(1, int((np.cumsum(lengths) <= seconds).sum()))]
-    count = max(1, math.ceil(lengths[: len(order)].sum() / LONGEST))
-    return [_stream(corpus, order[number::count], noise, snr_db[number % len(snr_db)], rng) for number in range(count)]
+    count = max(math.ceil(lengths[: len(order)].sum() / LONGEST), min(len(snr_db), len(order)))
+    augment = Augmentation(noise=noise, split=str(corpus.splits[order[0]]))
+    return [_stream(corpus, order[number::count], augment, snr_db[number % len(snr_db)], rng) for number in range(count)]
 
 
-def _stream(corpus: Corpus, rows: Ints, noise: Corpus | None, snr_db: float, rng: Rng) -> Stream:
+def _stream(corpus: Corpus, rows: Ints, augment: Augmentation, snr_db: float, rng: Rng) -> Stream:
     parts, said, at = [silence(rng)], list[Said](), 0
     for row in rows.tolist():
         at += len(parts[-1])
@@ -71,7 +72,7 @@ def _stream(corpus: Corpus, rows: Ints, noise: Corpus | None, snr_db: float, rng
         at += len(clip)
     loudness = float(np.median([np.sqrt(np.mean(part**2)) for part in parts[1::2]]))
     heard = np.concatenate(parts)
-    heard += 10 ** (-snr_db / 20) * loudness * _noise(noise, len(heard), rng)
+    heard += 10 ** (-snr_db / 20) * loudness * _noise(augment, len(heard), rng)
     return Stream(samples=np.round(heard.clip(-1, 1) * (FULL_SCALE - 1)).astype(np.int16), said=tuple(said))
 
 
@@ -97,7 +98,7 @@ def speech_end(clip: Floats) -> int:
     return min(len(clip), (int(loud[-1]) + 1) * FRAME)
 
 
-def _noise(noise: Corpus | None, samples: int, rng: Rng) -> Floats:
+def _noise(augment: Augmentation, samples: int, rng: Rng) -> Floats:
     """(samples,) of unit loudness, piece after piece."""
-    piece, augment = round(NOISE_SECONDS * SAMPLE_RATE), Augmentation(noise=noise)
+    piece = round(NOISE_SECONDS * SAMPLE_RATE)
     return np.concatenate([augment.unit_noise(piece, rng) for _ in range(-(-samples // piece))])[:samples]

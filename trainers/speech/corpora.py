@@ -65,10 +65,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def clip(self, i: int) -> NDArray[np.float32]:
-        """All samples of clip `i` at 16 kHz, in [-1, 1)."""
-        start = self.starts[i]
-        samples: Samples = self.samples[self.files[i]].array[start : start + self.lengths[i]]
+    def clip(self, i: int, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Samples of clip `i` at 16 kHz, in [-1, 1): all, or those from `begin` up to `end`."""
+        first, last = self.starts[i] + begin, self.starts[i] + (self.lengths[i] if end is None else end)
+        samples: Samples = self.samples[self.files[i]].array[first:last]
         return np.divide(samples, FULL_SCALE, dtype=np.float32)
 
     def length(self, i: int) -> int:
@@ -113,6 +113,9 @@ def check_trainable(corpus: Corpus) -> None:
         speakers = sorted(set(corpus.speakers[corpus.rows(split, with_speaker=True)]))
         if len(speakers) < 2:
             raise ValueError(f"split {split!r} has {len(speakers)} speakers {speakers}: at least 2 are needed")
+    rows = corpus.rows("train", with_speaker=True)
+    if not any(len(set(corpus.speakers[rows[corpus.corpus_numbers[rows] == number]])) > 1 for number in range(len(corpus.names))):
+        raise ValueError("no corpus has 2 speakers in split 'train': what tells voices apart would be the corpus")
     labels = corpus.keyword_labels
     if len(labels) < 2:
         raise ValueError(f"split 'train' has {len(labels)} keywords {list(labels)}: at least 2 are needed")
@@ -157,7 +160,7 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """File names without their ending, with as many folders before them as tell them apart. MLflow takes them in a metric's name:
     letters, digits, `_`, `-` and `.`; what else there is becomes `_`."""
     paths = [Path(name).absolute() for name in names]
-    parts = [(*path.parent.parts, path.stem or "corpus") for path in paths]
+    parts = [(*path.parent.parts, path.name.removesuffix(".parquet") or "corpus") for path in paths]
     for count in range(1, max(map(len, parts), default=0) + 1):
         short = tuple(re.sub(r"[^\w.-]", "_", "-".join(part[-count:]))[-LONGEST_NAME:] for part in parts)
         if len(set(short)) == len(short):

@@ -25,7 +25,7 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
     Speakers and clip ids belong to their corpus (`corpus_of`): speaker 19 of two corpora is two people, then named with the file's
     name; a keyword of the same spelling is one keyword.
     Raises ValueError for a file that is missing or not in the format, for no rows, duplicate ids in a corpus, an unknown split, a
-    speaker of a corpus in two splits, and when more than 1 % of the clips are unreadable, empty or silent.
+    speaker of a corpus in two splits, and when more than 1 % of a corpus' clips are unreadable, empty or silent.
     """
     if not paths:
         raise ValueError("no corpus file is given")
@@ -47,7 +47,10 @@ def load_corpus(paths: Sequence[Path], cache: Path, progress: Progress | None = 
     reasons = _objects(index["reason"] for index in indices)
     bad = known(reasons)
     skipped = tuple(zip(columns["id"][bad], reasons[bad], strict=True))
-    _check_skipped(skipped, total, dict(zip(folders, indices, strict=True)))
+    for number in range(len(names)):
+        own = corpora == number
+        bad_clips = list(zip(columns["id"][own & bad], reasons[own & bad], strict=True))
+        _check_skipped(bad_clips, int(own.sum()), dict(zip(folders, indices, strict=True)))
     return Corpus(
         samples=tuple(MappedSamples(folder / SAMPLES_FILE) for folder in folders),
         files=np.repeat(np.arange(len(indices)), [len(index) for index in indices])[~bad],

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.architecture import SAMPLE_RATE
+from search_spaces.architecture import FRAME_SAMPLES, SAMPLE_RATE
+from trainers.learning.batches import Augmentation, cut
 from trainers.scoring.streams import PAUSES, SNR_DB, Stream, recorded_streams, speech_end, speech_streams
 from trainers.speech.corpora import Corpus
 
@@ -58,6 +59,24 @@ def test_long_speech_is_dealt_out_to_streams_of_several_levels(tiny_corpus: Corp
     found = streams(tiny_corpus)
     assert len(found) > 2 and len(SNR_DB) > 2
     assert sum(len(stream.said) for stream in found) == len(tiny_corpus.rows("val"))
+
+
+def test_short_speech_is_heard_at_every_level(tiny_corpus: Corpus) -> None:
+    assert len(streams(tiny_corpus)) == len(SNR_DB)
+    assert [len(stream.said) for stream in streams(tiny_corpus, seconds=0.1)] == [1]  # one clip is in one stream
+
+
+def test_noise_of_training_is_not_that_of_validation(tiny_corpus: Corpus) -> None:
+    for split in ("train", "val"):
+        augment, rows = Augmentation(noise=tiny_corpus, split=split), tiny_corpus.rows(split)
+        for seed in range(10):
+            heard = augment.unit_noise(3200, np.random.default_rng(seed))
+            starts = ((int(row), start) for row in rows for start in range(0, tiny_corpus.length(int(row)), FRAME_SAMPLES))
+            assert any(np.allclose(heard, unit(cut(tiny_corpus, row, start, 3200)), atol=1e-4) for row, start in starts)
+
+
+def unit(samples: np.ndarray) -> np.ndarray:
+    return samples / (np.sqrt(np.mean(samples**2)) + 1e-9)
 
 
 def test_speech_ends_where_the_last_loud_frame_does() -> None:
