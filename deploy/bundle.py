@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from deploy.card import card
-from deploy.export import INPUT, OPSET, OUTPUTS, Parity, Windows, export_onnx, parity
+from deploy.export import INPUT, OPSET, OUTPUTS, Parity, Windows, export_onnx, name_student, parity
 from deploy.judging import Judge, calibration_windows
 from deploy.probe import LIMITS, answers, difference
 from deploy.quantize import quantize_static
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
 from search_spaces.kinds import text_of
-from trainers.networks.student import Student, load_student
+from trainers.networks.student import WEIGHTS_FILE, Student, load_student
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -56,6 +56,7 @@ def write_bundle(
     latency: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     voice_thresholds: Sequence[Mapping[str, Any]] = (),
+    worst_speakers: Mapping[str, Any] | None = None,
     judge: Judge | None = None,
     listening: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
@@ -64,9 +65,9 @@ def write_bundle(
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
-    of false acceptance, as `trainers.scoring.thresholds` has them. All four as JSON values. judge: makes it int8, and has its say
-    over that; a latency of fp32 is then taken times what int8 saves on this machine. listening: a function of the bundle
-    that is complete but for them, which gives further entries of its manifest (`deploy.hearing`).
+    of false acceptance, as `trainers.scoring.thresholds` has them; worst_speakers: as `trainers.scoring.metrics`. All are JSON
+    values. judge: makes it int8, and has its say over that; a latency of fp32 is then taken times what int8 saves on this machine.
+    listening: a function of the bundle that is complete but for them, which gives further entries of its manifest.
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
     """
@@ -81,6 +82,8 @@ def write_bundle(
         "latency": latency and {**latency, **_conditions(target)},
         "provenance": dict(provenance or {}),
         "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
+        "worst_speakers": worst_speakers and dict(worst_speakers),
+        "student": hashlib.sha256((student_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         "keyword_thresholds": [],
         "precision": "fp32",
     }
@@ -185,6 +188,7 @@ def _fill(
     if judge:
         manifest = {**manifest, **_to_int8(folder / "model.onnx", student, window, judge, manifest)}
         result = parity(student, folder / "model.onnx", clips)
+    name_student(folder / "model.onnx", manifest["student"])
     _write_json(folder / "parity.json", {**dataclasses.asdict(result), "limit": result.limit})
     _write_json(folder / "labels.json", list(student.keywords))
     for script in SCRIPTS:

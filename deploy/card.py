@@ -93,6 +93,9 @@ def _fails(manifest: Manifest) -> Iterator[str]:
         if len(found) > 1:
             corpus = worst(found, key=lambda name: found[name])
             yield f"- It is worst on {corpus}: {_name(kind)} {found[corpus]:.1f} %."
+    if hardest := manifest.get("worst_speakers"):
+        who = f"the {hardest['speakers']} of {hardest['of']} test speakers whom it hears worst"
+        yield f"- Of {who}, it hears {hardest['accuracy']:.1f} % of the keywords."
     yield f"- It knows its keywords alone, and takes other words for them{unknown}."
     if not any("keywords" in entry for entry in manifest.get("keyword_thresholds", ())):
         yield "- The threshold of `listen.py` for keywords was not chosen on other speech: raise `--threshold` where it errs."

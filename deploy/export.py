@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 
 from deploy.measure import open_session
@@ -17,6 +18,7 @@ from trainers.networks.student import Student
 OPSET = 17
 INPUT = "audio"
 OUTPUTS = ("logits", "embedding")
+STUDENT = "srlnas.student.sha256"  # in the file's metadata
 PARITY_LIMIT = 1e-4  # the exported file may differ by this much from the student, in the embedding and in logits
 ROUNDING = 2e-7  # of float32, as often as an embedding's sum is smaller than what it is the sum of: voices hardly learnt cancel out
 LARGE = 10.0  # from logits of this size on the limit grows with them: float32 rounds those of 22 by 4e-5, from batch to batch
@@ -88,6 +90,13 @@ def write_graph(student: Student, path: Path, window: int) -> None:
             input_names=[INPUT],
             output_names=list(OUTPUTS),
         )
+
+
+def name_student(path: Path, digest: str) -> None:
+    """Writes the hash of the student's weights into the file's metadata, so that it says whose it is wherever it lies."""
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {STUDENT: digest})
+    onnx.save(model, str(path))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from deploy.export import INPUT, OUTPUTS
 from deploy.measure import device_facts, measure, open_session
 from trainers.learning.batches import cut, window_starts
 from trainers.scoring.draw import Scored, whole
-from trainers.scoring.metrics import Rate, changes, rates
+from trainers.scoring.metrics import Rate, changes, rates, worst_speakers
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scores import quality_scores
 from trainers.scoring.scoring import Heard, score_answers
@@ -73,6 +73,7 @@ class Judge:
             "int8": entry,
             "scores": {**quality_scores(outcomes["val"]), **quality_scores(outcomes["test"], "test_")},
             "voice_thresholds": voice_thresholds(outcomes["val"]),
+            "worst_speakers": worst_speakers(outcomes["test"]),
         }
 
     def _lost_more(self, validation: Mapping[str, Any]) -> bool:

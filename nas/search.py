@@ -17,7 +17,7 @@ from nas.stages.explore import Exploration
 from nas.stages.finalise import finalise, train_finals
 from nas.stages.finalists import Choice
 from nas.stages.finals import read_finals
-from nas.stages.shared import has_shared, prepare_shared
+from nas.stages.shared import check_named, has_shared, prepare_shared
 from nas.stages.tutor import has_tutor, prepare_tutor
 from nas.study.budget import Account, in_words, parse_budget
 from nas.study.folder import Study
@@ -47,6 +47,7 @@ def search(study: Study, console: Console, *, ray_address: str | None = None, **
             tracked(config.tracking_uri, config.name, tags={"budget": config.budget}) as tracking,
         ):
             context = sized(prepare(study, budget, console), budget)
+            check_named(context)
             try:
                 with watched(f"srlnas search --resume {config.name}"):
                     run(context, cluster.account_of(context.study, budget), tracking, console)

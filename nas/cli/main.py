@@ -15,7 +15,7 @@ import typer
 
 from nas.cli.data import data_app
 from nas.cli.export import export, verify
-from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, exit_code, read_recipe
+from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, check_resumed, exit_code, read_recipe
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
 from nas.cli.studies import studies
@@ -44,6 +44,7 @@ def root(debug: Annotated[bool, typer.Option("--debug", help="Show a traceback w
 
 @app.command()
 def search(
+    context: typer.Context,
     budget: Annotated[
         str | None, typer.Option(help="Resource time: 8gpu-days, 4gpu-hours; default 30cpu-minutes. With --resume: the new total.")
     ] = None,
@@ -105,6 +106,7 @@ def search(
 
     study: StudyConfig | str
     if resume is not None:
+        check_resumed(context, "budget", "workers", "share")
         study = resume
     else:
         study = StudyConfig(

@@ -28,6 +28,22 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return int(getattr(stop, "exit_code", INTERRUPTED))
 
 
+def check_resumed(context: typer.Context, *new: str) -> None:
+    """new: options that may be given with --resume. Raises ValueError where others were, which would change nothing."""
+    allowed = {"resume", "ray_address", *new}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in allowed and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        may = ", ".join(f"--{name}" for name in new)
+        raise ValueError(
+            f"--resume goes on with what was begun: leave {', '.join(given)} out, or begin anew"
+            + (f"; {may} may be given" if may else "")
+        )
+
+
 def numbers(text: str, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
     """`3000,8000` as numbers. Raises ValueError on anything else."""
     try:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, exit_code, numbers, read_recipe
+from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, check_resumed, exit_code, numbers, read_recipe
 
 if TYPE_CHECKING:
     from search_spaces.architecture import Architecture
 
 
 def reproduce(
+    context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the study folder.")] = "paper",
     data: Annotated[
         list[str] | None, typer.Option(help="Parquet corpus; may be repeated. Default: an embedded synthetic corpus.")
@@ -25,12 +26,14 @@ def reproduce(
         typer.Option(help="A trained student's folder, or an architecture as JSON; may be repeated. The paper's is always there."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Fine-tuning steps.")] = 1000,
-    distill_steps: Annotated[int | None, typer.Option(help="Distillation steps; default: as many.")] = None,
+    distill_steps: Annotated[
+        int | None, typer.Option(help="Distillation steps; default: as many, or 0 where the recipe fits students to their teacher.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Of every row that is tuned for both tasks.")] = 3,
     seeds_alone: Annotated[
         int, typer.Option(help="Of the rows for one task, and of those with the encoder frozen; 0 leaves them out.")
     ] = 1,
-    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from, for each of its rows.")] = "2e-4,5e-4,1e-3",
+    rates: Annotated[str, typer.Option(help="The teacher's rates to choose from, for each of its rows.")] = "1e-4,2e-4,5e-4",
     lengths: Annotated[str, typer.Option(help="The teacher's lengths to choose from, shares of the steps.")] = "0.5,1",
     recipe: RecipeFile = None,
     batch: Annotated[int | None, typer.Option(help="Windows an update; default: the recipe's, 16.")] = None,
@@ -53,6 +56,7 @@ def reproduce(
     from nas.study.progress import console
 
     if resume is not None:
+        check_resumed(context)
         study = open_study(resume, commands=("reproduce",))
         experiment = read_experiment(study)
     else:
@@ -63,6 +67,7 @@ def reproduce(
             lengths=numbers(lengths, "--lengths", float),
             students=_read_students(student or []),
         )
+        chosen = read_recipe(recipe, batch)
         config = StudyConfig(
             name=name,
             teacher=teacher,
@@ -72,12 +77,12 @@ def reproduce(
             target=target,
             cache=cache,
             budget="1gpu-days" if gpus else "1cpu-days",
-            distill_steps=steps if distill_steps is None else distill_steps,
+            distill_steps=(0 if chosen.fit_windows else steps) if distill_steps is None else distill_steps,
             finetune_steps=steps,
             cpus=cpus,
             gpus=gpus,
             tracking_uri=tracking_uri,
-            recipe=read_recipe(recipe, batch),
+            recipe=chosen,
         ).absolute()
         check_config(config, ray_address)
         study = new_experiment(config, experiment)
@@ -101,11 +106,12 @@ def _read_students(paths: list[Path]) -> dict[str, "Architecture"]:
 def _read_architecture(path: Path) -> "Architecture":
     """Raises ValueError where there is none."""
     from search_spaces.architecture import Architecture
+    from search_spaces.kinds import text_of
     from trainers.networks.student import ARCHITECTURE_FILE
 
     file = path / ARCHITECTURE_FILE if path.is_dir() else path
     try:
-        fields = json.loads(file.read_text())
+        fields = json.loads(text_of(file))
         return Architecture.from_dict(fields.get("architecture", fields))
     except FileNotFoundError:
         raise ValueError(f"there is no {file}") from None

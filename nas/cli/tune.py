@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import TrackingUri, exit_code
+from nas.cli.options import TrackingUri, check_resumed, exit_code
 
 
 def tune(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="A run id, models:/name@alias or models:/name/version.")] = None,
     budget: Annotated[
         str | None,
@@ -41,6 +42,7 @@ def tune(
     if (model is None) == (resume is None):
         raise ValueError("name a model, as models:/NAME@knee, or a tuning to go on with by --resume")
     if resume is not None:
+        check_resumed(context, "budget")
         study = open_study(resume, commands=("tune",))
     else:
         assert model is not None

@@ -16,6 +16,7 @@ from deploy.measure import device_facts
 from nas.device.known import is_of_this_machine, is_prepared, known_profile, prepare_device, study_profile, study_target
 from nas.planning.pace import measured_gpu_share
 from nas.planning.plan import check_rungs, named_file
+from nas.proposals.earlier import FEWEST, teaches
 from nas.study.budget import Account, Budget, parse_budget
 from nas.study.config import StudyConfig
 from nas.study.folder import Study, earlier_studies
@@ -50,6 +51,10 @@ def check_config(config: StudyConfig, ray_address: str | None = None) -> None:
     for study in earlier_studies(config):
         if load_teacher(study.config.teacher).digest != teacher.digest:
             raise ValueError(f"nothing is learnt from the study {study.config.name}: its teacher is {study.config.teacher}")
+        if not teaches(study.candidates()):
+            raise ValueError(
+                f"nothing is learnt from the study {study.config.name}: fewer than {FEWEST} candidates came to its end"
+            )
     teacher.geometry.frames(study_target(config).window)  # a Whisper's positions end
     if (shared := named_file(config.warm_start)) is not None:
         if not shared.is_file():

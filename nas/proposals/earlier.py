@@ -16,7 +16,7 @@ Hindsight = Callable[[Sequence[Architecture]], Points]
 def hindsight(earlier: Sequence[Sequence[Candidate]]) -> Hindsight | None:
     """Gives (members, errors): what each study's candidates of its last rung predict, in standard deviations from their mean,
     averaged over the studies, since another corpus has errors of another size. None where no study has enough."""
-    studies = [known for study in earlier if len(known := _last_rung(study)) >= FEWEST]
+    studies = [_last_rung(study) for study in earlier if teaches(study)]
     if not studies:
         return None
 
@@ -24,6 +24,11 @@ def hindsight(earlier: Sequence[Sequence[Candidate]]) -> Hindsight | None:
         return np.asarray(np.mean([_expected(known, members) for known in studies], 0))
 
     return expected
+
+
+def teaches(study: Sequence[Candidate]) -> bool:
+    """Whether enough of its candidates came to their last rung."""
+    return len(_last_rung(study)) >= FEWEST
 
 
 def _last_rung(study: Sequence[Candidate]) -> list[Candidate]:

@@ -70,6 +70,7 @@ def export_model(
             latency=content["latency"],
             provenance=content["provenance"],
             voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
+            worst_speakers=content.get("worst_speakers"),
             judge=judge,
             listening=functools.partial(listening, speech=speech) if speech else None,
         )

@@ -27,6 +27,7 @@ from nas.worker.context import Context
 from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
+from trainers.scoring.metrics import worst_speakers
 from trainers.scoring.thresholds import voice_thresholds
 from trainers.speech.corpora import stated_licences
 
@@ -122,6 +123,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "memory_bytes": member["scores"]["memory_bytes"],
         },
         "voice_thresholds": voice_thresholds(read_outcome(student / "outcome_val.npz")),
+        "worst_speakers": worst_speakers(read_outcome(student / "outcome_test.npz")),
         "target": context.study.config.target,
         "precision": context.target.precision,
         "threads": context.target.threads,

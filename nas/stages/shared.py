@@ -35,7 +35,7 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         )
     source = named or cached_file(context, plan)
     if source.is_file() and (named or kept_position(source)):
-        check_shared(source, space_of(context), context.teacher, study.config.recipe, context.corpus.keyword_labels)
+        _check(context, source)
         shutil.copy(source, path)
         return
     tutor = TUTOR if plan.tutor_steps else None
@@ -50,6 +50,17 @@ def prepare_shared(context: Context, plan: Plan, account: Account, tick: Callabl
         )
     source.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, source)
+
+
+def check_named(context: Context) -> None:
+    """Raises ValueError, before more is spent, where a shared student was named that knows other keywords than the corpus has."""
+    named = named_file(context.study.config.warm_start)
+    if named and named.is_file():
+        _check(context, named)
+
+
+def _check(context: Context, source: Path) -> None:
+    check_shared(source, space_of(context), context.teacher, context.study.config.recipe, context.corpus.keyword_labels)
 
 
 def has_shared(study: Study, plan: Plan) -> bool:

@@ -110,6 +110,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("search", "--max-latency", "fast"), "--max-latency"),
         (("search", "--steps", "0"), "at least 1"),
         (("search", "--resume", "nothing"), "no study 'nothing'"),
+        (("search", "--resume", "nothing", "--space", "edge", "--data", "a"), "leave --data, --space out, or begin anew"),
+        (("tune", "--resume", "nothing", "--steps", "9"), "leave --steps out, or begin anew; --budget may be given"),
         (("search", "--learn-from", "nothing"), "no study 'nothing'"),
         (("search", "--learn-from", "nothing", "--sampler", "tpe"), "tpe does not learn"),
         (("reproduce", "--rates", "5"), "rate is 5.0; it is from"),

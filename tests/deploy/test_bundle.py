@@ -1,5 +1,6 @@
 """The bundle's contract: what is in it, that it is complete or absent, that changes are seen, and that it runs on its own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -105,12 +107,14 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
             {"false_acceptance": 1.0, "unsupported": "9 trials of different speakers; 300 are needed"},
             {"false_acceptance": 5.0, "threshold": 0.5, "missed": 9.0},
         ],
+        worst_speakers={"speakers": 3, "of": 12, "accuracy": 71.3},
     )
     card = (tmp_path / "demo" / "README.md").read_text()
     for said in (
         "90.0 [90.0, 90.0] % accuracy",
         "worst on phone: accuracy 85.0 %",
         "worst on phone: EER 15.0 %",
+        "Of the 3 of 12 test speakers whom it hears worst, it hears 71.3 % of the keywords.",
         "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
         "teacher mini, whose licence is: mit",
         "learned from a, whose licence is: CC BY 4.0.",
@@ -119,6 +123,13 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "from a similarity of 0.500 on; 9 % of its own clips are missed",
     ):
         assert said in card, said
+
+
+def test_the_model_names_the_student_that_it_is_made_of(student_folder: Path, tmp_path: Path) -> None:
+    made = write_bundle(student_folder, tmp_path / "made", target=TARGET, clips=CLIPS, synthetic=False)
+    named = {prop.key: prop.value for prop in onnx.load(str(made.folder / "model.onnx")).metadata_props}
+    digest = hashlib.sha256((student_folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert named["srlnas.student.sha256"] == made.manifest["student"] == digest
 
 
 def test_without_scores_or_latency(student_folder: Path, tmp_path: Path) -> None:

@@ -146,6 +146,16 @@ def detection_costs(outcome: Outcome) -> dict[str, float]:
     return {name: smallest_detection_cost(p.trial_scores, p.same) for name, p in parts(outcome).items() if len(p.same)}
 
 
+def worst_speakers(outcome: Outcome) -> dict[str, Any] | None:
+    """Keyword accuracy of the quarter of speakers whom a model hears worst, in percent, each speaker counted once; None of fewer
+    than four. They were chosen by the clips that they are judged by: strangers like them may be heard better."""
+    said = np.bincount(outcome.clip_speakers)
+    right = np.bincount(outcome.clip_speakers, outcome.correct, len(said))
+    each = np.sort(100 * right[said > 0] / said[said > 0])
+    count = len(each) // 4
+    return {"speakers": count, "of": len(each), "accuracy": round(float(each[:count].mean()), 2)} if count else None
+
+
 def rate_of(values: Floats, drawn: Floats) -> Rate:
     """values (seeds,), drawn (resamples,)."""
     low, high = np.nanpercentile(drawn, INTERVAL)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainers.scoring.errors import accuracy, equal_error_rate, smallest_detection_cost
-from trainers.scoring.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled
+from trainers.scoring.metrics import bootstrap, changes, detection_costs, draw_speakers, rates, resampled, worst_speakers
 from trainers.scoring.outcome import Outcome, parts
 
 Array = NDArray[Any]
@@ -211,6 +211,16 @@ def test_a_model_differs_from_itself_by_exactly_nothing() -> None:
     one = outcome(10, 0)
     for change in changes([one], [one]):
         assert (change.value, change.low, change.high) == (0, 0, 0)
+
+
+def test_the_worst_quarter_of_speakers_is_heard_worse_than_all() -> None:
+    for speakers in (4, 23):
+        one = outcome(speakers, 0)
+        each = sorted(100 * one.correct[one.clip_speakers == number].mean() for number in range(speakers))
+        found = worst_speakers(one)
+        assert found and (found["speakers"], found["of"]) == (speakers // 4, speakers)
+        assert found["accuracy"] == pytest.approx(np.mean(each[: speakers // 4]), abs=0.01)
+    assert worst_speakers(outcome(3, 0)) is None
 
 
 def test_a_paired_interval_sees_what_two_intervals_do_not() -> None:
