@@ -110,7 +110,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         (("search", "--max-latency", "fast"), "--max-latency"),
         (("search", "--steps", "0"), "at least 1"),
         (("search", "--resume", "nothing"), "no study 'nothing'"),
-        (("search", "--resume", "nothing", "--space", "edge", "--data", "a"), "leave --data, --space out, or begin anew"),
+        (("search", "--resume", "nothing", "--space", "edge", "--data", "a"), "leave --space, --data out, or begin anew"),
         (("tune", "--resume", "nothing", "--steps", "9"), "leave --steps out, or begin anew; --budget may be given"),
         (("search", "--learn-from", "nothing"), "no study 'nothing'"),
         (("search", "--learn-from", "nothing", "--sampler", "tpe"), "tpe does not learn"),

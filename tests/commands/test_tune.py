@@ -39,7 +39,7 @@ def test_a_tuned_model_is_a_version_with_its_lineage(found: Path) -> None:
     assert member["aliases"] == ["tuned"] and member["steps"]["finetune"] == 10 and "change" in member
     assert member["architecture"] == as_it_was["architecture"] and as_it_was["role"] == "as it was"
     said = " ".join(front["notes"])
-    assert f"Tuned on from models:/found/{knee.version} for 20 updates, after its" in said
+    assert f"Tuned on from models:/found/{knee.version} for 20 updates, after the" in said
     assert "The test split was read before, when the model was chosen" in said
     assert "not compared" not in said and "paper's student" not in said
 
@@ -82,6 +82,17 @@ def test_further_keywords_join_the_old_ones(found: Path, tiny_search: Options, s
     assert "differs from the student by" in exported
     manifest = json.loads((found / "deploy/exports/device/manifest.json").read_text())
     assert manifest["provenance"]["tuned_from"]["study"] == "longer"
+
+
+def test_a_study_that_was_begun_anew_does_not_tune_the_old_model(found: Path, srlnas: Run) -> None:
+    member = json.loads((found / "studies/found/front.json").read_text())["members"][0]["name"]
+    weights = found / "studies/found/students" / member / "weights.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + b"\0\0\0\0")
+    refused = srlnas(found, "tune", "models:/found@knee", "--name", "other", check=False)
+    weights.write_bytes(kept)
+    assert refused.returncode == 2 and "the study was begun anew since" in refused.stderr
+    assert not (found / "studies/other").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from deploy.bundle import write_bundle
 from nas.device.known import study_target
 from nas.report.listening import judge_of
 from nas.report.notes import _integers, lost_by_integers
+from nas.report.publish import weights_hash
 from nas.stages.finals import Final, final_task
 from nas.stages.references import _place
 from nas.study.config import StudyConfig
@@ -39,7 +40,10 @@ def test_what_a_final_scores_is_what_its_export_scores(study: Study, tmp_path: P
     scores, context = report["scores"], context_of(str(study.folder.resolve()))
     provenance = {"study": "one", "member": "f", "corpus": {"digest": context.corpus.digest}}
     clips = np.zeros((1, context.target.window), np.float32)
-    judge = judge_of(provenance, accept_loss=True)
+    for other in ({"weights": "0" * 64}, {"member": "g"}):  # the study was begun anew since
+        with pytest.raises(ValueError, match="than the model, or none"):
+            judge_of({**provenance, **other}, accept_loss=True)
+    judge = judge_of({**provenance, "weights": weights_hash(study.weights_folder("f"))}, accept_loss=True)
     latency = {"milliseconds": 2.0, "low": 1.0, "high": 3.0, "how": "measured"}
     folder = study.weights_folder("f")
     bundle = write_bundle(
@@ -70,6 +74,6 @@ def test_the_teacher_is_scored_as_it_is_and_references_of_each_precision_are_kep
 def test_a_front_says_which_members_integers_cost_too_much() -> None:
     member = {"name": "a", "scores": {"keyword_error": 9.0, "fp32_keyword_error": 8.4, "eer": 5.0, "fp32_eer": 5.0}}
     scored, lost = _integers({"target": {"precision": "int8"}, "members": [member]})
-    assert "scored and measured in int8; the teacher is scored in fp32" in scored
+    assert scored == "Scores and latencies are of int8; the teacher is scored in fp32."
     assert lost.endswith("--accept-loss: int8 costs more than 0.5 points on validation speakers: a.")
     assert not list(_integers({"target": {"precision": "fp32"}, "members": [member]}))

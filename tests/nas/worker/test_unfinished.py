@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from nas.study.config import StudyConfig
-from nas.study.folder import Study, create_study
+from nas.study.folder import Study, create_study, open_folder
 from nas.worker.evaluate import evaluate
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import reports
-from nas.worker.unfinished import FOLDERS
+from nas.worker.unfinished import FOLDERS, forget
 from search_spaces.architecture import Architecture, Baseline
 from trainers.importing.synthetic import speak_corpus
 from trainers.learning.recipe import Recipe
@@ -54,6 +54,8 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             list(evaluate(task))
         except Cut:
             assert made == cut
+        else:
+            forget(open_folder(Path(task.study)), task.name)  # as whoever records its end
         return made
 
     monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "0")
@@ -139,4 +141,6 @@ def test_a_damaged_checkpoint_is_told_with_the_report(
     assert report["state"] == "complete" and report["rung"] == 1
     (note,) = report["notes"]
     assert "tuned/damaged.safetensors is damaged" in note and "begins anew" in note
+    assert left(study) == {"tuned/damaged.safetensors"}  # until its end is recorded
+    forget(study, "damaged")
     assert not left(study)
