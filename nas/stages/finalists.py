@@ -144,7 +144,7 @@ class Choice:
         references = self._references(self.plan.full_steps)
         shortest = sum(self.seconds(self._shortened(reference, 0.0)) for reference in references)
         room = self.account.left / self.account.resources - shortest
-        return [*self._affordable(self._members(candidates), room, FEWEST_MEMBERS), *references]
+        return [*self._affordable(self._members(_complete(candidates)), room, FEWEST_MEMBERS), *references]
 
     def _longest(self, candidates: Sequence[Candidate]) -> int:
         """Steps of so many finalists with their references, 0 where they do not fit. References that are no shorter than finalists
@@ -227,8 +227,10 @@ class Choice:
         ]
 
     def _of_length(self, candidates: Sequence[Candidate], steps: int) -> list[Final]:
-        """Of a candidate's own length they are what they are: trained again they would come out the same."""
-        return self._members(candidates) if self._is_as_trained(steps) else self._finalists(candidates, steps)
+        """Of a candidate's own length complete ones are what they are: trained again they would come out the same."""
+        if not self._is_as_trained(steps):
+            return self._finalists(candidates, steps)
+        return [*self._members(_complete(candidates)), *self._finalists([c for c in candidates if c.state != "complete"], steps)]
 
     def _is_as_trained(self, steps: int) -> bool:
         return not self.plan.shared_steps and steps == self.plan.finetune_steps
@@ -283,11 +285,25 @@ def _tested(finals: Sequence[Final]) -> set[int | None]:
     return {final.candidate for final in finals if final.source and final.scores and final.role == "finalist"}
 
 
+def _complete(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [candidate for candidate in candidates if candidate.state == "complete"]
+
+
 def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
-    """At most `most` complete candidates: the front first, then what is behind it, front by front. Of a front that is too large,
-    its knee and extremes, then always the member farthest from those chosen (objectives scaled to the front's range)."""
+    """At most `most` candidates: complete ones, then those that were stopped, from the highest rung down: few come to the last one,
+    and finals begin anew."""
     chosen: list[Candidate] = []
-    left = [c for c in candidates if c.state == "complete" and np.isfinite(values_of(c.scores)).all()]
+    reached = {c.number: (c.state == "complete", c.rung) for c in candidates if c.state in ("complete", "stopped")}
+    for rung in sorted(set(reached.values()), reverse=True):  # scores of a rung are compared among themselves
+        chosen += _of_a_rung([c for c in candidates if reached.get(c.number) == rung], most - len(chosen))
+    return chosen
+
+
+def _of_a_rung(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The front first, then what is behind it, front by front. Of a front that is too large, its knee and extremes, then always the
+    member farthest from those chosen (objectives scaled to the front's range)."""
+    chosen: list[Candidate] = []
+    left = [c for c in candidates if np.isfinite(values_of(c.scores)).all()]
     while left and len(chosen) < most:
         points = np.array([values_of(c.scores) for c in left])
         on_front = non_dominated(points)

@@ -221,10 +221,19 @@ def test_finalists_are_the_front_first(most: int, count: int, seed: int) -> None
     assert len(on_front & {c.number for c in chosen}) == min(most, len(on_front))
 
 
-def test_only_complete_candidates_become_finalists() -> None:
+def test_what_failed_is_no_finalist() -> None:
     good, nan = candidates(np.array([[1.0, 2.0, 3.0], [np.nan, 1.0, 1.0]]))
     failed = Candidate(number=2, architecture=good.architecture, state="failed")
     assert choose_finalists([good, nan, failed], 5) == [good]
+
+
+def test_stopped_candidates_fill_up_what_complete_ones_leave_free() -> None:
+    """From the highest rung down: their scores say nothing beside those of another rung."""
+    complete, late, early = (replace(one, number=i) for i, one in enumerate(candidates([(9.0, 9.0, 9.0)] * 3)))
+    late = replace(late, state="stopped", rung=2)
+    early = replace(early, state="stopped", rung=1, scores=dict.fromkeys(early.scores, 1.0))
+    assert choose_finalists([early, late, replace(complete, rung=3)], 2) == [replace(complete, rung=3), late]
+    assert choose_finalists([early, late, complete], 3) == [complete, late, early]
 
 
 def test_a_large_front_keeps_its_extremes() -> None:

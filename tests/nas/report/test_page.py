@@ -52,7 +52,7 @@ def test_a_slider_greys_out_what_breaks_its_limit(browser: Chrome, front: dict[s
     assert 0 < len(expected) < len(models)
     assert set(names(browser, "#models tr.out")) == set(names(browser, "#charts g[aria-label=dot] > .out")) == expected
     fit = sum(member["latency_ms"] <= limit for member in front["members"])
-    assert f"{fit} of 8 members fit" in browser.find_element(By.ID, "count").text
+    assert f"{fit} of {len(front['members'])} members fit" in browser.find_element(By.ID, "count").text
     slider.send_keys(Keys.END)
     assert not found(browser, "tr.out")
 
@@ -61,7 +61,8 @@ def test_a_typed_limit_counts_as_well(browser: Chrome, front: dict[str, Any], tm
     opened(browser, write_page([front], tmp_path / "front.html"))
     browser.find_element(By.ID, "accuracy-limit").send_keys("90")
     browser.find_element(By.ID, "params-limit").send_keys("1")
-    fit = [m["name"] for m in front["members"] if m["scores"]["test_keyword_error"] <= 10 and m["params"] <= 1e6]
+    models = [*front["members"], *front["references"]]
+    fit = [m["name"] for m in models if m["scores"]["test_keyword_error"] <= 10 and m["params"] <= 1e6]
     assert fit and names(browser, "#models tr:not(.out)[data-model]") == fit
 
 
@@ -78,7 +79,7 @@ def test_a_chosen_model_that_breaks_a_limit_says_so_and_limits_are_lifted(
     opened(browser, write_page([front], tmp_path / "front.html"))
     reset, card = browser.find_element(By.ID, "reset"), browser.find_element(By.ID, "card")
     assert not reset.is_displayed() and "breaks" not in card.text
-    browser.find_element(By.ID, "params-limit").send_keys("1")
+    browser.find_element(By.ID, "params-limit").send_keys("0.2")  # million; the knee has more
     assert "It breaks your limits" in card.text
     reset.click()
     assert "breaks" not in card.text and not found(browser, "tr.out") and not reset.is_displayed()
@@ -99,21 +100,26 @@ def test_each_pair_of_objectives_has_a_chart_with_every_model_and_its_interval(
     charts = found(browser, "#charts svg")
     assert len(charts) == 3
     for chart in charts:
-        assert len(chart.find_elements(By.CSS_SELECTOR, "g[aria-label=dot] > *")) == 12
-        assert len(chart.find_elements(By.CSS_SELECTOR, "g[aria-label=rule] > *")) == 24
+        models = len(front["members"] + front["references"])
+        assert len(chart.find_elements(By.CSS_SELECTOR, "g[aria-label=dot] > *")) == models
+        assert len(chart.find_elements(By.CSS_SELECTOR, "g[aria-label=rule] > *")) == 2 * models
     labels = " ".join(chart.text for chart in charts)
     assert all(label in labels for label in ("latency, ms", "keyword error, %", "equal error rate, %"))
 
 
 def test_the_card_begins_with_the_knee_and_follows_a_click(browser: Chrome, front: dict[str, Any], tmp_path: Path) -> None:
     opened(browser, write_page([front], tmp_path / "front.html"))
-    card = browser.find_element(By.ID, "card")
-    assert "final-33" in card.text and "knee" in card.text
-    dot = found(browser, "#charts g[aria-label=dot] > [data-model$='/final-3']")[0]
+    card, last = browser.find_element(By.ID, "card"), front["members"][-1]
+    [knee] = [member["name"] for member in front["members"] if "knee" in member["aliases"]]
+    assert knee in card.text and "knee" in card.text
+    dot = found(browser, f"#charts g[aria-label=dot] > [data-model$='/{last['name']}']")[0]
     ActionChains(browser).move_to_element(dot).click().perform()
-    for shown in ("final-3 ", "97.0 [96.0, 97.8]", "against the teacher", "2.44", "measured", "2.13 M params", "speechocean"):
+    accuracy = 100 - last["scores"]["test_keyword_error"]
+    latency, params = f"{last['latency_ms']:.3g}", f"{last['params'] / 1e6:.2f} M params"
+    for shown in (f"{last['name']} ", f"{accuracy:.1f} [", "against the teacher", "EER against BC-ResNet", latency, params):
         assert shown in card.text
-    assert f"srlnas export {front['members'][-1]['run_id']} --name real-edge-final-3" in card.text
+    assert "measured" in card.text and "speechocean" in card.text
+    assert f"srlnas export {last['run_id']} --name real-edge-{last['name']}" in card.text
     found(browser, "#models tr[data-model$='/teacher']")[0].click()
     assert "not in the registry" in card.text and not found(browser, "#copy")
 
@@ -165,10 +171,10 @@ def test_several_studies_are_laid_over_one_another_with_what_does_not_compare(
         "split": "val",
     }
     opened(browser, write_page([front, other], tmp_path / "both.html"))
-    assert len(names(browser)) == 24
+    assert len(names(browser)) == 2 * len(front["members"] + front["references"])
     warnings = browser.find_element(By.ID, "warnings").text
     assert "Latency and memory do not compare" in warnings and warnings.count("Scores do not compare") == 2
-    found(browser, "#models tr[data-model='other/final-3']")[0].click()
+    found(browser, f"#models tr[data-model='other/{front['members'][0]['name']}']")[0].click()
     assert "srlnas search --resume other" in browser.find_element(By.ID, "card").text
 
 

@@ -98,6 +98,16 @@ def test_there_are_enough_members_whatever_is_left(choice: MakeChoice, left: flo
     assert BEATEN.number not in {final.candidate for final in finalists} or len(finalists) == 8
 
 
+def test_what_was_stopped_may_be_a_finalist_but_no_member_as_it_was_trained(choice: MakeChoice) -> None:
+    for left, are_trained in ((5.0, False), (30_000.0, True)):
+        made = choice(left)
+        for one in (*FRONT[2:], BEATEN):
+            study_of(made).record(dataclasses.replace(one, state="stopped", rung=0))
+        finalists = [final for final in made.wanted() if final.role == "finalist"]
+        assert len(finalists) == (8 if are_trained else 2)
+        assert all((final.source is None) == are_trained for final in finalists)
+
+
 def test_a_long_tutor_is_the_teacher(choice: MakeChoice) -> None:
     for left, source in ((10.0, "tutor"), (30_000.0, None)):
         teacher = next(final for final in choice(left).wanted() if final.role == "teacher")
