@@ -88,7 +88,7 @@ def test_a_study_that_was_begun_anew_does_not_tune_the_old_model(found: Path, sr
     member = json.loads((found / "studies/found/front.json").read_text())["members"][0]["name"]
     weights = found / "studies/found/students" / member / "weights.safetensors"
     kept = weights.read_bytes()
-    weights.write_bytes(kept[:-4] + b"\0\0\0\0")
+    weights.write_bytes(kept[:-4] + b"\1\0\0\0")
     refused = srlnas(found, "tune", "models:/found@knee", "--name", "other", check=False)
     weights.write_bytes(kept)
     assert refused.returncode == 2 and "the study was begun anew since" in refused.stderr
