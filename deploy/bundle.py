@@ -25,7 +25,7 @@ from deploy.quantize import quantize_static
 from deploy.target import Target
 from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
 from search_spaces.kinds import text_of
-from trainers.networks.student import WEIGHTS_FILE, Student, load_student
+from trainers.networks.student import Student, load_student, weights_hash
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -83,7 +83,7 @@ def write_bundle(
         "provenance": dict(provenance or {}),
         "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
         "worst_speakers": worst_speakers and dict(worst_speakers),
-        "student": hashlib.sha256((student_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        "student": weights_hash(student_folder),
         "keyword_thresholds": [],
         "precision": "fp32",
     }

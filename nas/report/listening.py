@@ -7,11 +7,10 @@ from typing import Any
 
 from deploy.hearing import Speech
 from deploy.judging import Judge
-from nas.report.publish import weights_hash
 from nas.study.folder import Study, open_study
 from nas.worker.context import embedded_corpus
 from nas.worker.evaluate import read_outcome
-from trainers.networks.student import WEIGHTS_FILE
+from trainers.networks.student import WEIGHTS_FILE, weights_hash
 from trainers.scoring.streams import Stream, recorded_streams
 from trainers.speech.corpora import Corpus
 from trainers.speech.decoding import BadAudio, decode

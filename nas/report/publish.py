@@ -26,7 +26,7 @@ from nas.tracking.pages import artifact_link, members_link
 from nas.worker.context import Context
 from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
-from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE
+from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE, weights_hash
 from trainers.scoring.metrics import worst_speakers
 from trainers.scoring.thresholds import voice_thresholds
 from trainers.speech.corpora import stated_licences
@@ -148,11 +148,6 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
         },
     }
     (folder / MODEL_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def weights_hash(student: Path) -> str:
-    """Of a student's folder: what tells one model from another of its name."""
-    return hashlib.sha256((student / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def parity_clips(context: Context) -> np.ndarray[Any, np.dtype[np.int16]]:

@@ -20,9 +20,9 @@ Tick = Callable[[float, float], None]
 def finalise(choice: Choice, tick: Tick) -> None:
     """Trains all finals, further finalists while they fit, and the scratch reference last, because it has the architecture of the
     front's knee. What was done before is not trained again. tick: hears resource-seconds done and in all, as predicted."""
-    begun = set[str]()
-    while wanted := [final for final in choice.wanted() if final.name not in begun]:
-        begun |= {final.name for final in wanted}
+    begun = set[tuple[str, int]]()  # names and steps: a reference may be trained again, longer
+    while wanted := [final for final in choice.wanted() if (final.name, final.finetune_steps) not in begun]:
+        begun |= {(final.name, final.finetune_steps) for final in wanted}
         train_finals(choice, wanted, tick)
     if scratch := choice.scratch():
         train_finals(choice, [scratch], tick)

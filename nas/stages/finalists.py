@@ -177,7 +177,9 @@ class Choice:
         else:
             steps = self._longest(waiting[:FEWEST_MEMBERS])
             new = [] if not steps or self._is_as_trained(steps) else self._finalists(waiting, steps)
-            longer = [reference for reference in self._references(steps) if new and reference.updates > known[reference.name]]
+            longer = [
+                reference for reference in self._references(steps) if new and reference.updates > known.get(reference.name, 0)
+            ]
         again = {reference.name for reference in longer}
         undone = [final for final in recorded if final.name not in again and not is_done(self.context.study, final)]
         to_pay = sum(map(self.seconds, [*undone, *longer]))

@@ -1,5 +1,6 @@
 """Windows cut from a corpus, and what is done to them before a student hears them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,11 +93,16 @@ class Augmentation:
             heard[row] = masked(heard[row], rng)
         return heard * gains.astype(np.float32)
 
+    @functools.cached_property
+    def _noise_rows(self) -> Ints:
+        assert self.noise is not None
+        own = self.noise.rows(self.split)
+        return own if len(own) else self.noise.rows()
+
     def unit_noise(self, samples: int, rng: Rng) -> NDArray[np.float32]:
         """(samples,) of unit loudness."""
         if self.noise is not None:
-            rows = self.noise.rows(self.split)
-            row = int(rows[rng.integers(len(rows))] if len(rows) else rng.integers(len(self.noise)))
+            row = int(self._noise_rows[rng.integers(len(self._noise_rows))])
             noise = cut(self.noise, row, random_start(self.noise.length(row), samples, rng), samples)
         else:
             spectrum = np.fft.rfft(rng.standard_normal(samples))

@@ -4,6 +4,7 @@ nothing is a student too, around another encoder.
 On disk it is a folder: `architecture.json` (architecture, geometry, keywords) and `weights.safetensors`.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -205,6 +206,11 @@ def save_student(student: Student, folder: Path) -> None:
         "heads": student.heads,
     }
     (folder / ARCHITECTURE_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a student's weights: what tells it from another of its name."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def load_student(folder: Path) -> Student:

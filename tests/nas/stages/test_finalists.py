@@ -1,7 +1,7 @@
 """The end of a search: members first, whatever is left of the budget."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from nas.planning.pace import Pace
 from nas.planning.plan import FEWEST_MEMBERS, REFERENCE_SHARE, Plan
+from nas.stages.finalise import finalise
 from nas.stages.finalists import OVERDRAFT, SHORTEST_REFERENCE, Choice
-from nas.stages.finals import Final, front_of, members_of, record_final
+from nas.stages.finals import Final, front_of, is_done, members_of, read_finals, record_final
 from nas.study.budget import Account, Budget
 from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
@@ -106,6 +107,29 @@ def test_what_was_stopped_may_be_a_finalist_but_no_member_as_it_was_trained(choi
         finalists = [final for final in made.wanted() if final.role == "finalist"]
         assert len(finalists) == (8 if are_trained else 2)
         assert all((final.source is None) == are_trained for final in finalists)
+
+
+def test_references_are_trained_again_with_finalists_that_there_was_no_room_for(
+    choice: MakeChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings turn out so cheap that finalists can be trained after all."""
+    made, called = choice(10.0), list[int]()
+    study = study_of(made)
+
+    def trained(choice: Choice, wanted: Sequence[Final], tick: object) -> None:
+        called.append(len(wanted))
+        left = [final for final in wanted if not is_done(study, final)]
+        if left:
+            record_final(study, *(scored(final, 30.0 - final.finetune_steps / 100, 20.0) for final in left))
+        if len(called) == 1:
+            study.ledger.charge("given back", -30_000.0)
+
+    monkeypatch.setattr("nas.stages.finalise.train_finals", trained)
+    finalise(made, lambda done, total: None)
+    finals = read_finals(study)
+    [length] = {final.finetune_steps for final in finals if final.role == "finalist" and not final.source}
+    references = [final for final in finals if final.role in ("teacher", "paper's student", "BC-ResNet")]
+    assert len(references) == 3 and all(final.scores and final.finetune_steps >= length for final in references)
 
 
 def test_a_long_tutor_is_the_teacher(choice: MakeChoice) -> None:

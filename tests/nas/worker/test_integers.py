@@ -10,7 +10,6 @@ from deploy.bundle import write_bundle
 from nas.device.known import study_target
 from nas.report.listening import judge_of
 from nas.report.notes import _integers, lost_by_integers
-from nas.report.publish import weights_hash
 from nas.stages.finals import Final, final_task
 from nas.stages.references import _place
 from nas.study.config import StudyConfig
@@ -21,6 +20,7 @@ from nas.worker.task import task_from_json
 from search_spaces.architecture import Architecture
 from trainers.importing.synthetic import speak_corpus
 from trainers.learning.recipe import Recipe
+from trainers.networks.student import weights_hash
 
 STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
 FINAL = Final(name="f", role="finalist", architecture=STUDENT, start="kept layers", distill_steps=0, finetune_steps=2)
