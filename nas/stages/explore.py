@@ -21,11 +21,10 @@ from nas.worker.deaths import Deaths
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import HEARTBEAT, check_room, trainable
 from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, Geometry, Heads
-from search_spaces.catalog import published_students
+from search_spaces.catalog import QUARTER, published_students
 from search_spaces.cost import cost
 from search_spaces.space import Nearest, SearchSpace
 
-QUARTER = 0.25  # of its teacher's weights: the size of the student that the paper compares with its teacher
 KEYWORDS = 12  # of a head whose weights are counted; a few more or less change nothing
 
 

@@ -21,10 +21,10 @@ from nas.stages.finals import PREDICTED, SCRATCH, TUTOR, Final, front_of, is_don
 from nas.study.budget import Account
 from nas.study.candidates import Candidate, values_of
 from nas.study.pareto import epsilon_net, knee, non_dominated
-from nas.worker.context import Context
+from nas.worker.context import Context, cost_scores
 from nas.worker.task import Start
 from search_spaces.architecture import Baseline
-from search_spaces.catalog import paper_student
+from search_spaces.catalog import QUARTER, paper_student
 
 SHORTEST_REFERENCE = 5  # steps: its heads are fitted in closed form, and know something all the same
 OVERDRAFT = 0.01  # of the budget, by which what is predicted may overrun it
@@ -47,12 +47,17 @@ class Choice:
         were as they were trained, finalists in their place, and longer references.
         """
         study = self.context.study
-        candidates = choose_finalists(study.candidates(), study.config.finalists)
+        candidates = self._candidates()
         recorded = [final for final in read_finals(study) if final.role != SCRATCH]
         finals = [*recorded, *self._further(recorded, candidates)] if recorded else self._first(candidates)
         if new := [final for final in finals if final not in recorded]:
             record_final(study, *new)
         return list({final.name: final for final in finals}.values())
+
+    def _candidates(self) -> list[Candidate]:
+        study, teacher = self.context.study, cost_scores(self.context, self.context.teacher.architecture)
+        least_lost = best_within(list(study.history()), QUARTER * teacher["params"])
+        return choose_finalists(study.candidates(), study.config.finalists, least_lost)
 
     def scratch(self) -> Final | None:
         """The front's knee at random, fine-tuned on as many windows as it was distilled and fine-tuned on; None where there is no
@@ -291,9 +296,32 @@ def _complete(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for candidate in candidates if candidate.state == "complete"]
 
 
-def choose_finalists(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+def best_within(history: Sequence[Candidate], params: float) -> Candidate | None:
+    """Of candidates of at most so many weights the one that lost least, in the sum of both errors, to the best on its last rung:
+    few of them come to the end, and scores of two rungs cannot be compared. history: a record a rung."""
+    best, lost = dict[int, float](), dict[int, tuple[float, Candidate]]()
+    reached = [c for c in history if c.rung and c.state != "failed" and np.isfinite(values_of(c.scores)).all()]
+    for candidate in reached:
+        best[candidate.rung] = min(_errors(candidate), best.get(candidate.rung, math.inf))
+    for candidate in reached:
+        if candidate.scores["params"] <= params:
+            lost[candidate.number] = (_errors(candidate) - best[candidate.rung], candidate)
+    return min(lost.values(), key=lambda one: one[0], default=(0.0, None))[1]
+
+
+def _errors(candidate: Candidate) -> float:
+    return candidate.scores["keyword_error"] + candidate.scores["eer"]
+
+
+def choose_finalists(candidates: Sequence[Candidate], most: int, second: Candidate | None = None) -> list[Candidate]:
     """At most `most` candidates: complete ones, then those that were stopped, from the highest rung down: few come to the last one,
-    and finals begin anew."""
+    and finals begin anew. second: that comes after the first, whatever it scored."""
+    first, rest = _best(candidates, 1), _best(candidates, most)
+    chosen = [*first, *(c for c in candidates if second and c.number == second.number), *rest]
+    return list({c.number: c for c in chosen}.values())[:most]
+
+
+def _best(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     chosen: list[Candidate] = []
     reached = {c.number: (c.state == "complete", c.rung) for c in candidates if c.state in ("complete", "stopped")}
     for rung in sorted(set(reached.values()), reverse=True):  # scores of a rung are compared among themselves

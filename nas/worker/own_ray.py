@@ -16,8 +16,9 @@ WITHOUT = ("raylet", "gcs_server")  # processes without which no training comes 
 LOOK = 0.5  # seconds between two looks at them
 GRACE = 30.0  # seconds for the command to end by itself: calls to a Ray that is gone wait for a minute, and cannot be interrupted
 SAID = 300  # characters
-# A mark like `:job_id:`, written by every worker; a disk that is nearly full, which the raylet tells every ten seconds.
-NO_REASON = re.compile(r"^:|file_system_monitor")
+# A mark like `:job_id:`, written by every worker; a disk that is nearly full, which the raylet tells every ten seconds; a trace of
+# mutexes in a process that ends.
+NO_REASON = re.compile(r"^:|file_system_monitor|mutex\.cc")
 
 
 def node() -> Any:
@@ -32,10 +33,13 @@ def logs() -> Path:
     return Path(node().get_logs_dir_path())
 
 
-def what_ray_wrote() -> str:
-    """The last line of the latest that workers, their set-up or the raylet wrote as errors on this node; empty without one."""
+def what_ray_wrote(since: float = 0.0) -> str:
+    """The last line of the latest that workers, their set-up or the raylet wrote as errors on this node; empty without one.
+
+    since: by this machine's clock, in seconds; what was last written to before belongs to trainings of before."""
     files = [*logs().glob("worker-*.err"), *logs().glob("raylet.err"), *logs().glob("runtime_env_setup-*.log")]
-    for file in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+    written = sorted((path.stat().st_mtime, path) for path in files)
+    for file in (path for when, path in reversed(written) if when >= since):
         lines = [line.strip() for line in file.read_text(errors="replace").splitlines()]
         if lines := [line for line in lines if line and not NO_REASON.search(line)]:
             return lines[-1][:SAID]

@@ -114,7 +114,7 @@ class Arrival:
         waited = time.monotonic() - self.asked
         if waited < PATIENCE or self.seconds() is not None or not is_own():
             return
-        said = what_ray_wrote()
+        said = what_ray_wrote(since=time.time() - waited)
         if said or waited > MOST_PATIENCE:
             raise ValueError(
                 f"no worker of Ray has begun a training for {waited:.0f} s; nothing is charged for it. Ray wrote: "

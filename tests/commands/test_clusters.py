@@ -1,6 +1,7 @@
 """Searches on Ray clusters that others started: several nodes that come and go, cards that are claimed, two studies at once."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,12 +20,14 @@ SRLNAS = [sys.executable, "-m", "nas.cli"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Options = tuple[str, ...]
 Start = Callable[..., Cluster]
+HANGS = 1200.0  # seconds after which a search of a minute or two hangs, on any machine
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """A function of the head's resources; the cluster ends with the test. No driver of this process joins it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head that others start has another token than this user's
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")  # see `ended`
     monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "0")  # workers have their node's environment
     started = list[Cluster]()
 
@@ -35,6 +38,16 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     yield begin
     for cluster in started:
         cluster.shutdown()
+
+
+def ended(search: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a search wrote. One that hangs says where, and leaves no process that the next test would suffer from."""
+    try:
+        return search.communicate(timeout=HANGS)
+    except subprocess.TimeoutExpired:
+        search.send_signal(signal.SIGABRT)  # Python's faulthandler shows all its threads
+        out, err = search.communicate()
+        pytest.fail(f"the search hangs\n{out}\n{err}")
 
 
 def test_a_budget_of_gpus_buys_shares_of_cards(start: Start, on_known_machine: Path, tiny_search: Options, srlnas: Run) -> None:
@@ -74,7 +87,7 @@ def test_a_search_outlives_a_node_and_uses_a_new_one(
         time.sleep(0.02)
     cluster.remove_node(nodes[0], allow_graceful=False)
     cluster.add_node(num_cpus=1)
-    out, err = started.communicate()
+    out, err = ended(started)
     assert started.returncode == 0, out + err
     said = [line for line in err.splitlines() if "died" in line]
     assert len(said) == 1 and "tried again from its checkpoint" in said[0] and "Traceback" not in out + err
@@ -102,7 +115,7 @@ def test_two_studies_side_by_side_end_at_their_budgets(start: Start, on_known_ma
         )
         for name in ("left", "right")
     ]
-    said = [search.communicate()[0] for search in both]
+    said = [ended(search)[0] for search in both]
     for name, search, text in zip(("left", "right"), both, said):
         assert search.returncode == 0, text
         assert "1 trainings at once" in text

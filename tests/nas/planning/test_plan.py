@@ -30,7 +30,7 @@ from nas.planning.plan import (
     tutoring,
 )
 from nas.planning.tuning import plan_tuning
-from nas.stages.finalists import choose_finalists, spread
+from nas.stages.finalists import best_within, choose_finalists, spread
 from nas.study.budget import Account, Budget, Ledger, parse_budget
 from nas.study.candidates import Candidate, values_of
 from nas.study.config import StudyConfig
@@ -234,6 +234,24 @@ def test_stopped_candidates_fill_up_what_complete_ones_leave_free() -> None:
     early = replace(early, state="stopped", rung=1, scores=dict.fromkeys(early.scores, 1.0))
     assert choose_finalists([early, late, replace(complete, rung=3)], 2) == [replace(complete, rung=3), late]
     assert choose_finalists([early, late, complete], 3) == [complete, late, early]
+
+
+def test_the_best_of_a_quarter_of_the_teacher_is_a_finalist_wherever_it_was_stopped() -> None:
+    """Scores of two rungs are not compared: what counts is how much it lost to the best that reached its own."""
+    large, small, early = (replace(one, number=i) for i, one in enumerate(candidates(np.ones((3, 3)))))
+    rows = [(large, 1, 20.0, 9e6), (large, 2, 4.0, 9e6), (small, 1, 30.0, 1e6), (small, 2, 9.0, 1e6), (early, 1, 21.0, 2e6)]
+    history = [
+        replace(one, rung=rung, scores={**one.scores, "keyword_error": error, "params": params})
+        for one, rung, error, params in rows
+    ]
+    of_a_quarter = best_within(history, 2e6)
+    assert of_a_quarter is not None and of_a_quarter.number == early.number
+    best = best_within(history, 1e6)
+    assert best is not None and best.number == small.number
+    assert best_within(history, 1e5) is None
+    latest = [history[1], history[3], replace(history[4], state="stopped")]
+    assert [c.number for c in choose_finalists(latest, 2, of_a_quarter)] == [large.number, early.number]
+    assert [c.number for c in choose_finalists(latest, 1, of_a_quarter)] == [large.number]
 
 
 def test_a_large_front_keeps_its_extremes() -> None:

@@ -94,3 +94,4 @@ def test_a_mark_of_every_worker_is_no_reason_to_give_up(tmp_path: Path, monkeypa
     (tmp_path / "raylet.err").write_text("[E 2844] (raylet) file_system_monitor.cc:116: /tmp/ray is over 95% full\n")
     os.utime(worker, (1, 1))  # the disk's warning is the latest
     assert what_ray_wrote() == "bash: /no/such/python: No such file or directory"
+    assert what_ray_wrote(since=2) == ""  # of a stage before
