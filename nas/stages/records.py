@@ -63,7 +63,7 @@ class Records:
     def check_workers(self) -> None:
         """Raises ValueError when no worker comes for a candidate."""
         for running in self.running.values():
-            running.arrival.check()
+            running.arrival.check(self.study.config.cpus, self.study.config.gpus)
 
     def record(self, candidate: Candidate) -> None:
         """A new state. MLflow may be away: the report logs again what it missed."""

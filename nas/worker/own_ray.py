@@ -29,6 +29,12 @@ def is_own() -> bool:
     return node() is not None and bool(node().head)
 
 
+def has_room(cpus: float, gpus: float) -> bool:
+    """Whether the cluster has so much that nobody holds."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
+
+
 def logs() -> Path:
     return Path(node().get_logs_dir_path())
 

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nas.worker.own_ray import is_own, logs, what_ray_wrote
+from nas.worker.own_ray import has_room, is_own, logs, what_ray_wrote
 
 BEAT = 5.0  # seconds between two signs of life
 LOOK = 1.0  # seconds between two looks at them
 SILENCE = 15.0  # seconds without one after which nothing is charged
 PATIENCE = 60.0  # seconds without a worker, when Ray has said what is wrong
 MOST_PATIENCE = 300.0  # when it has said nothing: a machine may be slow
+LOST = 600.0  # seconds after which Ray, that says of a training neither that it runs nor that it died, has lost it
 
 
 def _file(task: str) -> Path:
@@ -108,11 +109,20 @@ class Arrival:
         self.paid += owed
         return owed
 
-    def check(self) -> None:
-        """Raises ValueError, with what Ray wrote, when no worker has come for long on a Ray that is this command's own. On a
-        cluster others may have taken all room, and a training waits."""
-        waited = time.monotonic() - self.asked
-        if waited < PATIENCE or self.seconds() is not None or not is_own():
+    def check(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        """Raises ValueError when no worker has come for long: with what Ray wrote, where it is this command's own; on a cluster,
+        where others may have taken all room, when there is room for one of so many cores and cards. And when one that came has
+        given no sign of life for long, and Ray does not say that it died."""
+        waited, began = time.monotonic() - self.asked, self._look()
+        if began is not None and (silence := time.monotonic() - began - self.lived) > LOST:
+            raise ValueError(f"no sign of life from {self.name} for {silence:.0f} s, and Ray says nothing of it; --resume goes on")
+        if waited < PATIENCE or began is not None:
+            return
+        if not is_own():
+            if waited > LOST and has_room(cpus, gpus):
+                raise ValueError(
+                    f"the cluster has room and begins no training: {self.name} waits for {waited:.0f} s; --resume goes on"
+                )
             return
         said = what_ray_wrote(since=time.time() - waited)
         if said or waited > MOST_PATIENCE:

@@ -153,7 +153,7 @@ def run_tasks(
                 yield one.item, report
             for one in running.values():
                 pay(one, HEARTBEAT)
-                one.arrival.check()
+                one.arrival.check(config.cpus, config.gpus)
             deaths.say({one.arrival.name for one in running.values() if one.arrival.is_silent()})
             tick(sum(seconds for _, seconds in past()))
     finally:

@@ -85,6 +85,26 @@ def test_a_worker_of_before_does_not_come_back(task: str, tmp_path: Path, monkey
         assert arrival.seconds() is None
 
 
+def test_a_training_that_ray_lost_ends_the_wait(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that has room and begins nothing; a worker that fell silent. What waits on a full cluster waits on."""
+    room = [False]
+    monkeypatch.setattr(presence, "is_own", lambda: False)
+    monkeypatch.setattr(presence, "has_room", lambda cpus, gpus: room[0])
+    for name in ("PATIENCE", "LOST"):
+        monkeypatch.setattr(presence, name, 0.2)
+    waiting = Arrival(task)
+    time.sleep(0.3)
+    waiting.check()
+    room[0] = True
+    with pytest.raises(ValueError, match="has room"):
+        waiting.check()
+    with present(task):
+        waiting.check()
+    time.sleep(0.6)
+    with pytest.raises(ValueError, match="no sign of life"):
+        waiting.check()
+
+
 def test_a_mark_of_every_worker_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_ray, "logs", lambda: tmp_path)
     worker = tmp_path / "worker-1-01000000-7.err"
