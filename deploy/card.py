@@ -47,7 +47,7 @@ def card(manifest: Manifest) -> str:
         "Integers": list(int8_lines(manifest)),
         "Where it fails": list(_fails(manifest)),
         "Keywords in a stream": list(keyword_lines(manifest)),
-        "Voices": list(_voices(manifest["voice_thresholds"])),
+        "Voices": list(voice_lines(manifest)),
         "Latency": list(_latency(manifest.get("latency"))),
         "What it may be used for": list(_licences(manifest["provenance"])),
     }
@@ -138,14 +138,27 @@ def _interval(rate: Mapping[str, float] | None, digits: int = 1, sign: str = "")
     return f"{rate['value']:{form}} [{rate['low']:{form}}, {rate['high']:{form}}]" if rate else "-"
 
 
-def _voices(thresholds: list[Mapping[str, Any]]) -> Iterator[str]:
-    for entry in thresholds:
-        said = f"- {entry['false_acceptance']:g} % of other voices are taken for the enrolled one"
-        if "threshold" in entry:
-            yield f"{said} from a similarity of {entry['threshold']:.3f} on; {entry['missed']:.0f} % of its own clips are missed."
-        else:
+def voice_lines(manifest: Manifest) -> Iterator[str]:
+    """Which rates of voices that are taken for another its thresholds support, and what streams of test speakers showed; where
+    streams supported none, those of clips."""
+    shown = {entry["chosen_for"]: entry for entry in manifest.get("stream_voices", ())}
+    streams = manifest.get("stream_voice_thresholds", ())
+    in_streams = any("threshold" in entry for entry in streams)
+    for entry in streams if in_streams else manifest["voice_thresholds"]:
+        rate, what = entry["false_acceptance"], "words" if in_streams else "clips"
+        said = f"- {rate:g} % of other voices' {what} are taken for the enrolled one's"
+        if "unsupported" in entry:
             yield f"{said}: unsupported, {entry['unsupported']}."
-    if thresholds:
+            continue
+        yield f"{said} from a similarity of {entry['threshold']:.3f} on; {entry['missed']:.0f} % of its own {what} are missed."
+        if found := shown.get(rate):
+            taken = f"{_interval(found['accepted'])} % of others' words were taken for one"
+            missed = f"{_interval(found['missed'])} % of their own were missed"
+            yield f"  {found['voices']} test speakers, {found['events']} words of theirs: {taken}, {missed}."
+    if in_streams:
+        yield ""
+        yield "Chosen on keywords in streams of validation speakers, whose voices three other clips made known."
+    elif manifest["voice_thresholds"]:
         yield ""
         yield "Chosen on pairs of single clips of validation speakers."
 

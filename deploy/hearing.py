@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from deploy.judging import answer_of
+from search_spaces.architecture import EMBEDDING_DIM
 from trainers.scoring.alarms import Heard, Thresholds, keyword_thresholds, least_hours, scores
+from trainers.scoring.scoring import answers
 from trainers.scoring.streams import SNR_DB, Stream, speech_streams
-from trainers.scoring.thresholds import ENOUGH
+from trainers.scoring.thresholds import ENOUGH, voice_thresholds
+from trainers.scoring.voices import CLIPS, Voices, enrolment, voices_heard, voices_shown
 from trainers.speech.corpora import Corpus
 
 FALSE_ALARMS = (10.0, 1.0, 0.1)  # an hour, of each keyword
-REFRACTORY = 1.0  # seconds, `listen.py`'s
+REFRACTORY, UNCHOSEN = 1.0, 0.9  # seconds, and the probability where no threshold was chosen: `listen.py`'s
 CHOSEN_SECONDS, SCORED_SECONDS, CURVE_SECONDS = 4 * 3600.0, 3600.0, 300.0  # of speech, at most
 CURVE_DB = (20.0, 10.0, 5.0, 0.0)
 
@@ -40,6 +44,7 @@ class Speech:
 def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
     """Entries of a manifest. `keyword_thresholds`: chosen on validation speech and negatives, for each rate. `stream`: what they
     show on the test split, by rate, and how many words are missed from one signal-to-noise ratio to the next.
+    `stream_voice_thresholds`: chosen on the events of validation streams, and `stream_voices`: what they show on the test split.
 
     bundle: complete but for them. Raises ValueError where the script fails.
     """
@@ -47,24 +52,43 @@ def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
     keywords = [label for label in labels if not label.startswith("_")]
     corpus, noise = speech.corpus, speech.noise
     validation = [*speech_streams(corpus, corpus.rows("val"), noise, seconds=CHOSEN_SECONDS), *speech.negatives]
-    is_enough = least_hours(validation, keywords) >= ENOUGH / max(speech.rates)
-    heard = _hear(bundle, validation, speech.progress) if is_enough else map(unheard, validation)
-    chosen = keyword_thresholds(list(heard), keywords, speech.rates, REFRACTORY)
+    voices = _voices(bundle, corpus, "val", len(labels))
+    is_enough = bool(voices) or least_hours(validation, keywords) >= ENOUGH / max(speech.rates)
+    heard = list(_hear(bundle, validation, speech.progress) if is_enough else map(unheard, validation))
+    chosen = keyword_thresholds(heard, keywords, speech.rates, REFRACTORY)
     stated = {
         entry["false_alarms_an_hour"]: {keyword: own["threshold"] for keyword, own in entry["keywords"].items()}
         for entry in chosen
         if "keywords" in entry
     }
+    told: Thresholds = stated[min(stated)] if stated else dict.fromkeys(keywords, UNCHOSEN)
+    by_voice = voice_thresholds(voices_heard(heard, voices, told, REFRACTORY, corpus)) if voices else []
+    supported = [entry for entry in by_voice if "threshold" in entry]
+    test, shown = _test(bundle, speech, stated) if stated or supported else ([], [])
+    strangers = _voices(bundle, corpus, "test", len(labels)) if supported else {}
     return {
         "keyword_thresholds": chosen,
-        "stream": _scored(bundle, speech, stated) if stated else [],
+        "stream": shown,
         "stream_noise_db": SNR_DB,
         "stream_noise_was_heard": noise is not None and not len(noise.rows("test")),
+        "stream_voice_thresholds": by_voice,
+        "stream_voices": voices_shown(voices_heard(test, strangers, told, REFRACTORY, corpus), supported) if strangers else [],
     }
 
 
-def _scored(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) -> list[dict[str, Any]]:
-    """What the thresholds for each rate show on the test split, heard once."""
+def _voices(bundle: Path, corpus: Corpus, split: str, labels: int) -> Voices:
+    """Made known as `enrol.py` does it."""
+    enrolled = enrolment(corpus, corpus.rows(split, with_speaker=True))
+    if not enrolled:
+        return {}
+    window = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["window"]
+    embeddings = answers(answer_of(bundle / "model.onnx"), labels, corpus, np.concatenate(list(enrolled.values())), window)[1]
+    means = embeddings.reshape(len(enrolled), CLIPS, -1).mean(1)
+    return {speaker: (rows, mean) for (speaker, rows), mean in zip(enrolled.items(), means, strict=True)}
+
+
+def _test(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) -> tuple[list[Heard], list[dict[str, Any]]]:
+    """The test split as it was heard, once, and what the thresholds for each rate show on it."""
     corpus, noise = speech.corpus, speech.noise
     words = corpus.rows("test", with_keyword=True)
     parts = [speech_streams(corpus, corpus.rows("test"), noise, seconds=SCORED_SECONDS)]
@@ -75,7 +99,7 @@ def _scored(bundle: Path, speech: Speech, stated: Mapping[float, Thresholds]) ->
     for rate, thresholds in stated.items():
         missed = {f"{snr:g}": scores(level, thresholds, REFRACTORY)["missed"] for snr, level in zip(CURVE_DB, levels, strict=True)}
         found.append({"chosen_for": rate, **scores(test, thresholds, REFRACTORY), "missed_by_snr_db": missed})
-    return found
+    return test, found
 
 
 def unheard(stream: Stream) -> Heard:
@@ -95,8 +119,8 @@ def _hear(bundle: Path, streams: Sequence[Stream], progress: Progress | None) ->
 
 
 def hear(bundle: Path, stream: Stream) -> Heard:
-    """Every window's likeliest keyword. Raises ValueError where the script fails."""
-    command = [sys.executable, "-B", str(bundle / "listen.py"), "-", "--threshold", "0", "--refractory", "0"]
+    """Every window's likeliest keyword and voice. Raises ValueError where the script fails."""
+    command = [sys.executable, "-B", str(bundle / "listen.py"), "-", "--threshold", "0", "--refractory", "0", "--embedding"]
     done = subprocess.run(command, input=stream.samples.astype("<i2").tobytes(), capture_output=True)
     if done.returncode:
         raise ValueError(f"{bundle}/listen.py failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
@@ -106,4 +130,5 @@ def hear(bundle: Path, stream: Stream) -> Heard:
         times=np.array([event["time"] for event in events], float),
         keywords=np.array([event["keyword"] for event in events], object),
         probabilities=np.array([event["probability"] for event in events], float),
+        embeddings=np.array([event["embedding"] for event in events], np.float32).reshape(len(events), EMBEDDING_DIM),
     )

@@ -15,7 +15,7 @@ from trainers.scoring.draw import Scored, whole
 from trainers.scoring.metrics import Rate, changes, rates, worst_speakers
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scores import quality_scores
-from trainers.scoring.scoring import Heard, score_answers
+from trainers.scoring.scoring import Answer, Heard, score_answers
 from trainers.scoring.thresholds import voice_thresholds
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
@@ -34,6 +34,11 @@ def calibration_windows(corpus: Corpus, window: int) -> NDArray[np.float32]:
 
 def score_file(model: Path, keywords: tuple[str, ...], corpus: Corpus, scored: Scored, window: int) -> Outcome:
     """Of an exported file, as `trainers.scoring.scoring.score` of a student."""
+    return score_answers(answer_of(model), keywords, corpus, scored, window)
+
+
+def answer_of(model: Path) -> Answer:
+    """What an exported file says of windows."""
     session = open_session(model)
 
     def answer(audio: NDArray[np.float32]) -> Heard:
@@ -41,7 +46,7 @@ def score_file(model: Path, keywords: tuple[str, ...], corpus: Corpus, scored: S
         logits, embeddings = (np.concatenate([outputs[i] for outputs in found]) for i in (0, 1))
         return logits, embeddings
 
-    return score_answers(answer, keywords, corpus, scored, window)
+    return answer
 
 
 @dataclass(frozen=True, kw_only=True)

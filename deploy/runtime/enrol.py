@@ -57,12 +57,10 @@ def read_voices(path: Path, manifest: dict[str, Any], *, must_exist: bool = Fals
     return voices
 
 
-def voice_threshold(manifest: dict[str, Any], rate: float) -> float | None:
-    """The similarity from which a voice is taken for another, in at most `rate` percent of its clips; of the next higher rate that
-    the manifest supports; None where it supports none."""
-    stated = {
-        entry["false_acceptance"]: entry["threshold"] for entry in manifest.get("voice_thresholds", ()) if "threshold" in entry
-    }
+def voice_threshold(manifest: dict[str, Any], rate: float, among: str = "voice_thresholds") -> float | None:
+    """The similarity from which a voice is taken for another, in at most `rate` percent of cases; of the next higher rate that the
+    manifest supports; None where it supports none. among: those chosen on clips, or on `stream_voice_thresholds`."""
+    stated = {entry["false_acceptance"]: entry["threshold"] for entry in manifest.get(among, ()) if "threshold" in entry}
     return next((threshold for known, threshold in sorted(stated.items()) if known >= rate), None)
 
 

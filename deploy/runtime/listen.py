@@ -43,7 +43,7 @@ class Settings:
     """hop: seconds between windows. margin: decibels above the room's own noise from which a window is heard at all. smooth:
     windows whose mean decides. refractory: seconds after an event in which its keyword is no new one. threshold: the probability
     from which a keyword is told, `thresholds`: those of the keywords that have one of their own. voice: the similarity from which a
-    voice is known."""
+    voice is known. embedding: whether an event tells it."""
 
     hop: float = 0.1
     margin: float = 6.0
@@ -52,6 +52,7 @@ class Settings:
     threshold: float = 0.9
     thresholds: dict[str, float] = field(default_factory=dict)
     voice: float = 1.0
+    embedding: bool = False
 
 
 @dataclass
@@ -128,6 +129,7 @@ def events(
                 "probability": round(probability, 4),
                 "speaker": speaker,
                 "similarity": similarity,
+                **({"embedding": unit(embedding).round(4).tolist()} if settings.embedding else {}),
             }
         last[keyword] = spent.heard  # a keyword that goes on is one event
 
@@ -136,9 +138,13 @@ def whose(embedding: Samples, voices: Voices, threshold: float) -> tuple[str, fl
     """The nearest voice and the mean cosine similarity to its clips; unknown below the threshold, or where nobody was enrolled."""
     if not voices:
         return UNKNOWN, None
-    unit = embedding / np.linalg.norm(embedding)
-    name, similarity = max(((name, float(voice @ unit)) for name, voice in voices.items()), key=lambda found: found[1])
+    name, similarity = max(((name, float(voice @ unit(embedding))) for name, voice in voices.items()), key=lambda found: found[1])
     return (name if similarity >= threshold else UNKNOWN), round(similarity, 3)
+
+
+def unit(embedding: Samples) -> Samples:
+    length_one: Samples = embedding / np.linalg.norm(embedding)
+    return length_one
 
 
 def warnings(spent: Spent, rate: int) -> Iterator[str]:
@@ -161,6 +167,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--false-alarms", type=float, help="an hour, of each keyword; default: the fewest that the manifest has")
     parser.add_argument("--threshold", type=float, help="of every keyword's probability, instead of the manifest's")
     parser.add_argument("--voice-threshold", type=float, help=f"a voice's; default: {LISTENING:g} %% of others are taken for it")
+    parser.add_argument("--embedding", action="store_true", help="tell each event's speaker embedding as well")
     parser.add_argument("--model-folder", type=Path, default=Path(__file__).parent, help="default: this script's folder")
     parser.add_argument("--voices", type=Path, help=f"default: {VOICES_FILE} in the model's folder, where it is")
     parser.add_argument("--cost", action="store_true", help="say at the end what listening took")
@@ -171,7 +178,8 @@ def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voi
     """Raises ValueError for what no stream can be heard with."""
     if arguments.threshold is not None and arguments.false_alarms is not None:
         raise ValueError("--threshold stands for the manifest's thresholds, from which --false-alarms chooses: give one of them")
-    voice = arguments.voice_threshold if arguments.voice_threshold is not None else voice_threshold(manifest, LISTENING)
+    chosen = (voice_threshold(manifest, LISTENING, among) for among in ("stream_voice_thresholds", "voice_thresholds"))
+    voice = next((value for value in (arguments.voice_threshold, *chosen) if value is not None), None)
     if voices and voice is None:
         raise ValueError("the manifest supports no threshold for voices: give --voice-threshold")
     settings = Settings(
@@ -182,6 +190,7 @@ def checked(arguments: argparse.Namespace, manifest: dict[str, Any], voices: Voi
         threshold=Settings.threshold if arguments.threshold is None else arguments.threshold,
         thresholds={} if arguments.threshold is not None else keyword_thresholds(manifest, arguments.false_alarms),
         voice=Settings.voice if voice is None else voice,
+        embedding=arguments.embedding,
     )
     longest = manifest["window"] / manifest["sample_rate"]
     if not FRAME_SECONDS <= settings.hop <= longest:
@@ -238,7 +247,9 @@ def main() -> int:
     except BrokenPipeError:  # whoever read the events has heard enough
         sys.stdout = None
         return 0
-    if settings.thresholds and settings != dataclasses.replace(Settings(), thresholds=settings.thresholds, voice=settings.voice):
+    if settings.thresholds and settings != dataclasses.replace(
+        Settings(), thresholds=settings.thresholds, voice=settings.voice, embedding=settings.embedding
+    ):
         print("listen: the manifest's thresholds were chosen with other --hop, --margin, --smooth or --refractory", file=sys.stderr)
     for warning in warnings(spent, rate):
         print(f"listen: {warning}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
-from deploy.card import int8_lines, keyword_lines
+from deploy.card import int8_lines, keyword_lines, voice_lines
 from deploy.hearing import Speech, listening
 from deploy.target import Precision, load_target
 from nas.report.front import EXPORTS_FILE, FRONT_FILE, add_exports
@@ -86,7 +86,8 @@ def _note(provenance: Mapping[str, Any], bundle: Bundle) -> None:
         if provenance["run_id"] not in [member.get("run_id") for member in front["members"]]:
             return
         manifest = bundle.manifest
-        shown = [line.strip().removeprefix("- ") for line in (*int8_lines(manifest), *keyword_lines(manifest))]
+        lines = (*int8_lines(manifest), *keyword_lines(manifest), *voice_lines(manifest))
+        shown = [line.strip().removeprefix("- ") for line in lines if line]
         about = {"name": bundle.folder.name, "precision": manifest["precision"], "shown": shown}
         append_line(study.folder / EXPORTS_FILE, {"member": provenance["member"], **about})
         add_exports(front, study)

@@ -119,7 +119,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "teacher mini, whose licence is: mit",
         "learned from a, whose licence is: CC BY 4.0.",
         "learned from b, whose licence is not known: ask who recorded it.",
-        "1 % of other voices are taken for the enrolled one: unsupported, 9 trials",
+        "1 % of other voices' clips are taken for the enrolled one's: unsupported, 9 trials",
         "from a similarity of 0.500 on; 9 % of its own clips are missed",
     ):
         assert said in card, said

@@ -12,10 +12,12 @@ import torch
 from listen import Settings
 
 from deploy.bundle import verify_bundle, write_bundle
-from deploy.hearing import REFRACTORY, Speech, hear, listening
+from deploy.card import voice_lines
+from deploy.hearing import REFRACTORY, UNCHOSEN, Speech, hear, listening
 from deploy.target import load_target
 from search_spaces.architecture import Architecture
 from trainers.networks.student import Student, save_student
+from trainers.scoring import thresholds
 from trainers.scoring.streams import recorded_streams, speech_streams
 from trainers.speech.corpora import Corpus
 from trainers.teacher.teacher import Teacher
@@ -58,6 +60,23 @@ def test_thresholds_stand_in_the_manifest_with_what_they_showed_on_test_speakers
     assert set(shown["missed_by_snr_db"]) == {"20", "10", "5", "0"}
 
 
+def test_thresholds_of_voices_are_chosen_on_what_the_script_tells_in_streams(
+    bundle: Path, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = verify_bundle(bundle).manifest
+    assert all("trials of different speakers" in entry["unsupported"] for entry in manifest["stream_voice_thresholds"])
+    assert manifest["stream_voices"] == [] and "in streams of validation speakers" not in (bundle / "README.md").read_text()
+    monkeypatch.setattr(thresholds, "ENOUGH", 1.0)  # a few speakers will do
+    found = listening(bundle, Speech(corpus=tiny_corpus, noise=None, rates=(MANY, 1.0)))
+    *unsupported, ten = found["stream_voice_thresholds"]
+    assert [entry["false_acceptance"] for entry in unsupported if "unsupported" in entry] == [1.0]
+    assert -1 <= ten["threshold"] <= 1 and 0 <= ten["missed"] <= 100
+    shown = found["stream_voices"][-1]
+    assert shown["chosen_for"] == 10.0 and shown["voices"] > 1 and shown["events"] > 0
+    assert shown["missed"]["low"] <= shown["missed"]["value"] <= shown["missed"]["high"]
+    assert "in streams of validation speakers" in "".join(voice_lines({**manifest, **found}))
+
+
 def test_the_card_tells_both_rates(bundle: Path) -> None:
     card = (bundle / "README.md").read_text()
     assert "- 1 false alarms an hour of each keyword: unsupported" in card and "Missed by signal-to-noise ratio" in card
@@ -72,7 +91,7 @@ def test_a_room_s_recording_counts_as_negatives(student: Path, tiny_corpus: Corp
 
 
 def test_thresholds_are_chosen_with_the_script_s_own_pause_between_two_events() -> None:
-    assert Settings.refractory == REFRACTORY
+    assert Settings.refractory == REFRACTORY and Settings.threshold == UNCHOSEN
 
 
 def listened(bundle: Path, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -81,15 +100,10 @@ def listened(bundle: Path, *words: str, data: bytes = b"") -> subprocess.Complet
 
 def test_the_script_decides_by_the_manifest_s_thresholds(bundle: Path, tiny_corpus: Corpus) -> None:
     (stream,) = speech_streams(tiny_corpus, tiny_corpus.rows("test"), None, snr_db=(25.0,))
-    thresholds = {
-        word: own["threshold"] for word, own in verify_bundle(bundle).manifest["keyword_thresholds"][0]["keywords"].items()
-    }
+    chosen = {word: own["threshold"] for word, own in verify_bundle(bundle).manifest["keyword_thresholds"][0]["keywords"].items()}
     heard = hear(bundle, stream)
     expected = sorted(
-        (time, word)
-        for word, threshold in thresholds.items()
-        if threshold is not None
-        for time in heard.events(word, threshold, 1.0)
+        (time, word) for word, threshold in chosen.items() if threshold is not None for time in heard.events(word, threshold, 1.0)
     )
     told = [json.loads(line) for line in listened(bundle, data=stream.samples.tobytes()).stdout.splitlines()]
     assert [(event["time"], event["keyword"]) for event in told] == expected

@@ -1,5 +1,6 @@
 """A bundle that listens: windows of a stream, events, the gate, and voices that are enrolled. Scripts run as a user runs them."""
 
+import argparse
 import io
 import json
 import signal
@@ -19,13 +20,13 @@ import torch
 from enrol import read_voices, two_groups, voice_threshold
 from hypothesis import given
 from hypothesis import strategies as st
-from listen import Settings, Spent, events, whose
+from listen import Settings, Spent, checked, events, whose
 from sources import hops_of, hops_of_file, hops_of_microphone, hops_of_stream
 
 from deploy.bundle import write_bundle
 from deploy.export import REFERENCE_GEOMETRY
 from deploy.target import load_target
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import EMBEDDING_DIM, Architecture
 from trainers.networks.student import Student, save_student
 from trainers.scoring.alarms import Heard
 from trainers.scoring.streams import recorded_streams
@@ -283,6 +284,21 @@ def test_a_voice_is_enrolled_listed_and_removed(bundle: Path, tmp_path: Path, sp
     assert run("enrol", bundle, "--remove", "Zoë", "--voices", voices).returncode == 0
     assert run("enrol", bundle, "--list", "--voices", voices).stdout.decode().strip() == "nobody is enrolled"
     assert not (bundle / "voices.json").exists()
+
+
+def test_a_voice_s_threshold_is_that_of_streams_where_it_was_chosen(bundle: Path) -> None:
+    """Enrolment goes on comparing clips."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    asked = argparse.Namespace(threshold=None, false_alarms=None, hop=0.1, margin=6.0, smooth=4, refractory=1.0, embedding=False)
+    known = {"ada": np.ones(EMBEDDING_DIM, np.float32)}
+    for streams, asked.voice_threshold, expected in (
+        ([], None, 0.5),
+        ([{"false_acceptance": 5.0, "threshold": 0.3, "missed": 9.0}], None, 0.3),
+        ([{"false_acceptance": 5.0, "threshold": 0.3, "missed": 9.0}], 0.7, 0.7),
+        ([{"false_acceptance": 5.0, "unsupported": "9 trials of different speakers; 60 are needed"}], None, 0.5),
+    ):
+        assert checked(asked, {**manifest, "stream_voice_thresholds": streams}, known).voice == expected
+    assert voice_threshold(manifest, 10.0) == -1.0
 
 
 def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:

@@ -1,13 +1,14 @@
 """Keywords in a stream: which threshold gives how many false alarms an hour, and what a stream shows of thresholds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from search_spaces.architecture import EMBEDDING_DIM
 from trainers.scoring.streams import Said, Stream
 from trainers.scoring.thresholds import ENOUGH
 
@@ -19,17 +20,23 @@ Thresholds = Mapping[str, float | None]  # None: the keyword is never told
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What a model heard of a stream: at each of `times`, in seconds, the likeliest keyword and its probability, (hops,) each."""
+    """What a model heard of a stream: at each of `times`, in seconds, the likeliest keyword and its probability, (hops,) each, and
+    the voice's embedding, (hops, EMBEDDING_DIM) of unit length."""
 
     stream: Stream
     times: NDArray[np.float64]
     keywords: NDArray[np.object_]
     probabilities: NDArray[np.float64]
+    embeddings: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, EMBEDDING_DIM), np.float32))
+
+    def places(self, keyword: str, threshold: float, refractory: float) -> NDArray[np.intp]:
+        """Of the events among the hops, as `listen.py` tells them: a keyword that goes on is one."""
+        above = np.flatnonzero((self.keywords == keyword) & (self.probabilities >= threshold))
+        return np.compress(np.diff(self.times[above], prepend=-np.inf) >= refractory - 1e-6, above)
 
     def events(self, keyword: str, threshold: float, refractory: float) -> NDArray[np.float64]:
-        """Seconds of the events, as `listen.py` tells them: a keyword that goes on is one."""
-        times: NDArray[np.float64] = self.times[(self.keywords == keyword) & (self.probabilities >= threshold)]
-        return np.compress(np.diff(times, prepend=-np.inf) >= refractory - 1e-6, times)
+        """Seconds of the events."""
+        return np.asarray(self.times[self.places(keyword, threshold, refractory)])
 
 
 def keyword_thresholds(

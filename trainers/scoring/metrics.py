@@ -117,11 +117,11 @@ def _resampled_seed(outcome: Outcome) -> tuple[Floats, Floats]:
         [accuracy(p.correct) if len(p.correct) else np.nan, equal_error_rate(p.trial_scores, p.same) if len(p.same) else np.nan]
         for p in found
     ]
-    drawn = [[_whole(rates) for rates in bootstrap(p, draw_speakers(p, [0, place]))] for place, p in enumerate(found)]
+    drawn = [[whole(rates) for rates in bootstrap(p, draw_speakers(p, [0, place]))] for place, p in enumerate(found)]
     return np.array(values), np.array(drawn)
 
 
-def _whole(drawn: Floats) -> Floats:
+def whole(drawn: Floats) -> Floats:
     """(resamples,): in the place of those that lack a kind of trial others of the corpus, the same for whatever has its speakers;
     they would take the draws of all other corpora away."""
     has = np.isfinite(drawn)

@@ -24,12 +24,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Said:
-    """A clip in a stream: its keyword, None for other speech, and the seconds at which it begins, its speech ends, and it ends."""
+    """A clip in a stream: its keyword, None for other speech, the seconds at which it begins, its speech ends, and it ends, and its
+    row in the corpus, None of a recording."""
 
     keyword: str | None
     begin: float
     spoken: float
     end: float
+    row: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def _stream(corpus: Corpus, rows: Ints, augment: Augmentation, snr_db: float, rn
         at += len(parts[-1])
         clip, keyword = corpus.clip(row), corpus.keywords[row]
         ends = (at + speech_end(clip)) / SAMPLE_RATE, (at + len(clip)) / SAMPLE_RATE
-        said.append(Said(None if keyword is None or keyword.startswith("_") else keyword, at / SAMPLE_RATE, *ends))
+        said.append(Said(None if keyword is None or keyword.startswith("_") else keyword, at / SAMPLE_RATE, *ends, row))
         parts += [clip, silence(rng)]
         at += len(clip)
     loudness = float(np.median([np.sqrt(np.mean(part**2)) for part in parts[1::2]]))
