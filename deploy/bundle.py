@@ -57,6 +57,7 @@ def write_bundle(
     provenance: Mapping[str, Any] | None = None,
     voice_thresholds: Sequence[Mapping[str, Any]] = (),
     worst_speakers: Mapping[str, Any] | None = None,
+    elsewhere: Sequence[Mapping[str, Any]] = (),
     judge: Judge | None = None,
     listening: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Bundle:
@@ -65,8 +66,9 @@ def write_bundle(
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
-    of false acceptance, as `trainers.scoring.thresholds` has them; worst_speakers: as `trainers.scoring.metrics`. All are JSON
-    values. judge: makes it int8, and has its say over that; a latency of fp32 is then taken times what int8 saves on this machine.
+    of false acceptance, as `trainers.scoring.thresholds` has them; worst_speakers: as `trainers.scoring.metrics`; elsewhere: what it
+    takes on other targets. All are JSON values. judge: makes it int8, and has its say over that; a latency of fp32 is
+    then taken times what int8 saves on this machine.
     listening: a function of the bundle that is complete but for them, which gives further entries of its manifest.
     synthetic: the scores were taken on synthetic speech.
     Raises ValueError when the name is not allowed or taken, the student cannot be read, or the file differs from it.
@@ -83,6 +85,7 @@ def write_bundle(
         "provenance": dict(provenance or {}),
         "voice_thresholds": [dict(threshold) for threshold in voice_thresholds],
         "worst_speakers": worst_speakers and dict(worst_speakers),
+        "elsewhere": [dict(other) for other in elsewhere],
         "student": weights_hash(student_folder),
         "keyword_thresholds": [],
         "precision": "fp32",

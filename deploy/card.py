@@ -1,6 +1,6 @@
 """The README of a bundle: how it is used, what it was tested on, where it fails, and what it may be used for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy.export import INPUT
@@ -48,10 +48,15 @@ def card(manifest: Manifest) -> str:
         "Where it fails": list(_fails(manifest)),
         "Keywords in a stream": list(keyword_lines(manifest)),
         "Voices": list(voice_lines(manifest)),
-        "Latency": list(_latency(manifest.get("latency"))),
+        "Latency": [*_latency(manifest.get("latency")), *_elsewhere(manifest.get("elsewhere", ()))],
         "What it may be used for": list(_licences(manifest["provenance"])),
     }
     return "\n".join([use, *(f"## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in parts.items() if lines)])
+
+
+def shown_lines(manifest: Manifest) -> list[str]:
+    """What integers and thresholds showed, a line each."""
+    return [line for line in (*int8_lines(manifest), *keyword_lines(manifest), *voice_lines(manifest)) if line]
 
 
 def _tested(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -172,6 +177,16 @@ def _latency(latency: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"Ten windows a second take {latency['milliseconds'] * threads:.1f} % of one core."
         if latency["milliseconds"] > REAL_TIME:
             yield "So many it does not hear in time: give `listen.py` a longer `--hop`."
+
+
+def _elsewhere(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if found:
+        yield ""
+        yield "On other devices, predicted from their data sheets, and what ten windows a second take of one core:"
+        yield ""
+    for other in found:
+        time = _interval({**other, "value": other["milliseconds"]})
+        yield f"- {other['target']}: {time} ms in {other['precision']}, {other['milliseconds'] * other['threads']:.0f} %."
 
 
 def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:

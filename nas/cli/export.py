@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Export a model for its device, checked against the trained student on real clips."""
     from deploy.bundle import manifest_hash
-    from deploy.card import int8_lines, keyword_lines
+    from deploy.card import shown_lines
     from nas.api import export as write
 
     bundle = write(
@@ -50,9 +50,7 @@ def export(
         f"{bundle.folder}: {len(bundle.labels)} keywords, {bundle.manifest['params']:,} params, {precision}; differs from the "
         f"student by at most {difference:.1e} over {parity['clips']} clips; {parity['same_keyword']:.0%} get the same keyword"
     )
-    for line in int8_lines(bundle.manifest):
-        typer.echo(line)
-    for line in keyword_lines(bundle.manifest):
+    for line in shown_lines(bundle.manifest):
         typer.echo(line)
     typer.echo(f"manifest.json has the hash {manifest_hash(bundle.folder)}\ncheck it on a clip of your own:")
     typer.echo(f"  {shlex.join([sys.executable, f'{bundle.folder}/classify.py', 'CLIP.wav'])}")

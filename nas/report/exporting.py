@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle, write_bundle
-from deploy.card import int8_lines, keyword_lines, voice_lines
+from deploy.card import shown_lines
 from deploy.hearing import Speech, listening
 from deploy.target import Precision, load_target
+from nas.report.elsewhere import elsewhere
 from nas.report.front import EXPORTS_FILE, FRONT_FILE, add_exports
 from nas.report.listening import judge_of
 from nas.report.page import PAGE_FILE, write_page
@@ -71,6 +72,7 @@ def export_model(
             provenance=content["provenance"],
             voice_thresholds=content.get("voice_thresholds", ()),  # models that were logged before have none
             worst_speakers=content.get("worst_speakers"),
+            elsewhere=elsewhere(content["provenance"]["study"], resolved.folder),
             judge=judge,
             listening=functools.partial(listening, speech=speech) if speech else None,
         )
@@ -86,8 +88,7 @@ def _note(provenance: Mapping[str, Any], bundle: Bundle) -> None:
         if provenance["run_id"] not in [member.get("run_id") for member in front["members"]]:
             return
         manifest = bundle.manifest
-        lines = (*int8_lines(manifest), *keyword_lines(manifest), *voice_lines(manifest))
-        shown = [line.strip().removeprefix("- ") for line in lines if line]
+        shown = [line.strip().removeprefix("- ") for line in shown_lines(manifest)]
         about = {"name": bundle.folder.name, "precision": manifest["precision"], "shown": shown}
         append_line(study.folder / EXPORTS_FILE, {"member": provenance["member"], **about})
         add_exports(front, study)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -201,3 +202,29 @@ def test_a_full_disk_is_said_and_the_search_goes_on_with_room(on_known_machine: 
         all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
     finally:
         subprocess.run(["umount", str(studies)], check=True)
+
+
+def test_a_study_that_is_copied_elsewhere_goes_on_there_before_it_began(
+    on_known_machine: Path, tiny_search: Options, srlnas: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """To a machine whose clock is an hour behind: what it wrote lies in the future. MLflow there has none of its runs."""
+    search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "3")
+    study = on_known_machine / "studies/one"
+    while not any(candidate.state == "complete" for candidate in (open_folder(study).candidates() if study.is_dir() else ())):
+        assert search.process.poll() is None, search.said()
+        time.sleep(0.2)
+    os.killpg(search.process.pid, signal.SIGKILL)
+    search.process.wait(30)
+    there = tmp_path_factory.mktemp("there")
+    shutil.copytree(study, there / "studies/one")
+    ahead = time.time() + 3600
+    for path in (there / "studies/one").rglob("*"):
+        os.utime(path, (ahead, ahead))
+    before = {candidate.number: candidate.seconds for candidate in open_folder(study).candidates() if candidate.state == "complete"}
+    said = srlnas(there, "search", "--resume", "one").stdout
+    assert "Traceback" not in said
+    after = {candidate.number: candidate.seconds for candidate in open_folder(there / "studies/one").candidates()}
+    assert set(after) == {0, 1, 2} and all(after[number] == seconds for number, seconds in before.items())
+    all_is_there(there, f"sqlite:///{there}/srlnas.db")
+    assert {path.name for path in there.iterdir()} >= {"studies", "srlnas.db"}
+    assert not (on_known_machine / "studies/one/front.json").exists()

@@ -28,7 +28,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """A function of the head's resources; the cluster ends with the test. No driver of this process joins it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a head that others start has another token than this user's
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")  # see `ended`
-    monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "1")  # workers have their node's environment
+    monkeypatch.setenv("SRLNAS_CHECKPOINT_SECONDS", "5")  # workers have their node's environment
     started = list[Cluster]()
 
     def begin(**head: Any) -> Cluster:

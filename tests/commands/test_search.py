@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.target import known_targets
 from nas.device.known import study_profile
 from nas.device.profile import Profile, profile_path, write_profile
 from nas.proposals.scheduler import Rungs
@@ -249,7 +250,10 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert "- 0.1 false alarms an hour of each keyword: unsupported" in shown
     assert [entry["false_alarms_an_hour"] for entry in manifest["keyword_thresholds"]] == [10.0, 1.0, 0.1]
     [exported] = json.loads(srlnas(folder, "front", "small", "--json").stdout)["members"][front["members"].index(knee)]["exports"]
-    assert exported["name"] == "mine" and exported["shown"][-1].startswith("0.1 false alarms an hour of each keyword: unsupported")
+    assert exported["name"] == "mine"
+    assert any(line.startswith("0.1 false alarms an hour of each keyword: unsupported") for line in exported["shown"])
+    assert {*known_targets()} == {"host", *(other["target"] for other in manifest["elsewhere"])}
+    assert "- raspberry-pi-4: " in (bundle / "README.md").read_text()
     assert '["exported", "mine, fp32"]' in (folder / "studies/small/front.html").read_text()
     refused = srlnas(folder, "export", knee["run_id"], "--name", "other", "--negatives", "room.wav", check=False)
     assert refused.returncode == 2 and "there is no recording room.wav" in refused.stderr

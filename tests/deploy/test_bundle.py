@@ -108,6 +108,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
             {"false_acceptance": 5.0, "threshold": 0.5, "missed": 9.0},
         ],
         worst_speakers={"speakers": 3, "of": 12, "accuracy": 71.3},
+        elsewhere=[{"target": "board", "milliseconds": 8.0, "low": 4.0, "high": 16.0, "threads": 2, "precision": "fp32"}],
     )
     card = (tmp_path / "demo" / "README.md").read_text()
     for said in (
@@ -116,6 +117,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "worst on phone: EER 15.0 %",
         "Of the 3 of 12 test speakers whom it hears worst, it hears 71.3 % of the keywords.",
         "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
+        "- board: 8.0 [4.0, 16.0] ms in fp32, 16 %.",
         "teacher mini, whose licence is: mit",
         "learned from a, whose licence is: CC BY 4.0.",
         "learned from b, whose licence is not known: ask who recorded it.",
