@@ -66,8 +66,8 @@ def write_bundle(
     clips: (clips, target.window) samples, best real ones, on which file and student are compared.
     scores: with their intervals. latency: milliseconds, low, high and `how` (measured, calibrated or data sheet); the target's
     name, threads, precision and window are added. provenance: study, candidate, run, teacher, corpus. voice_thresholds: for rates
-    of false acceptance, as `trainers.scoring.thresholds` has them; worst_speakers: as `trainers.scoring.metrics`; elsewhere: what it
-    takes on other targets. All are JSON values. judge: makes it int8, and has its say over that; a latency of fp32 is
+    of false acceptance, as `trainers.scoring.thresholds` has them; worst_speakers: as `trainers.scoring.metrics`; elsewhere: what
+    it takes on other targets. All are JSON values. judge: makes it int8, and has its say over that; a latency of fp32 is
     then taken times what int8 saves on this machine.
     listening: a function of the bundle that is complete but for them, which gives further entries of its manifest.
     synthetic: the scores were taken on synthetic speech.
