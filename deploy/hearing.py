@@ -84,6 +84,7 @@ def _voices(bundle: Path, corpus: Corpus, split: str, labels: int) -> Voices:
     window = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["window"]
     embeddings = answers(answer_of(bundle / "model.onnx"), labels, corpus, np.concatenate(list(enrolled.values())), window)[1]
     means = embeddings.reshape(len(enrolled), CLIPS, -1).mean(1)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
     return {speaker: (rows, mean) for (speaker, rows), mean in zip(enrolled.items(), means, strict=True)}
 
 

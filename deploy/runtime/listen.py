@@ -135,7 +135,7 @@ def events(
 
 
 def whose(embedding: Samples, voices: Voices, threshold: float) -> tuple[str, float | None]:
-    """The nearest voice and the mean cosine similarity to its clips; unknown below the threshold, or where nobody was enrolled."""
+    """The nearest voice and the cosine similarity to it; unknown below the threshold, or where nobody was enrolled."""
     if not voices:
         return UNKNOWN, None
     name, similarity = max(((name, float(voice @ unit(embedding))) for name, voice in voices.items()), key=lambda found: found[1])

@@ -277,6 +277,7 @@ def test_a_voice_is_enrolled_listed_and_removed(bundle: Path, tmp_path: Path, sp
     done = run("enrol", bundle, "Zoë", *clips, "--voices", voices)
     assert "128 numbers that describe the voice in 3 clips, no sound" in done.stdout.decode(), done.stderr
     manifest = json.loads((bundle / "manifest.json").read_text())
+    assert np.linalg.norm(read_voices(voices, manifest)["Zoë"]) == pytest.approx(1, abs=1e-4)
     assert list(read_voices(voices, manifest)) == ["Zoë"] and len(voices.read_bytes()) < 4000
     assert run("enrol", bundle, "--list", "--voices", voices).stdout.decode().strip() == "Zoë"
     listened = run("listen", bundle, clips[0], "--voices", voices, "--threshold", 0, "--voice-threshold", -1)

@@ -20,7 +20,7 @@ CLIPS = 3  # of a voice that is made known, as `enrol.py` asks for; as many more
 WINDOW = 1.0  # seconds before an event in which it was said
 
 Embeddings = NDArray[np.float32]
-Voices = Mapping[str, tuple[Rows, Embeddings]]  # by speaker: the clips that made it known, the mean of their embeddings
+Voices = Mapping[str, tuple[Rows, Embeddings]]  # by speaker: the clips that made it known, their mean embedding of unit length
 
 
 def enrolment(corpus: Corpus, rows: Rows, seed: int = 0) -> dict[str, Rows]:
