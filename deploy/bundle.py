@@ -31,7 +31,8 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 RUNTIME = Path(__file__).parent / "runtime"
 SCRIPTS = ("classify.py", "listen.py", "enrol.py", "sources.py")
-BESIDE = (MANIFEST_FILE, "voices.json")  # what need not be in the manifest
+VOICES_FILE = "voices.json"  # of `enrol.py`
+BESIDE = (MANIFEST_FILE, VOICES_FILE)  # what need not be in the manifest
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 
@@ -143,8 +144,12 @@ def check_answers(bundle: Bundle) -> float:
     too far, and for a bundle that was exported before that was recorded."""
     if "probe" not in bundle.manifest:
         raise ValueError(f"{bundle.folder} has no recorded answers: export the model again")
-    off = difference(bundle.manifest["probe"], answers(bundle.folder / "model.onnx", bundle.window))
-    if off > (limit := LIMITS[bundle.manifest.get("precision", "fp32")]):
+    try:
+        off = difference(bundle.manifest["probe"], answers(bundle.folder / "model.onnx", bundle.window))
+        limit = LIMITS[bundle.manifest.get("precision", "fp32")]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"{bundle.folder / MANIFEST_FILE} is damaged: export the student again") from None
+    if off > limit:
         raise ValueError(
             f"{bundle.folder} answers differently here: by {off:.2g}, allowed is {limit:g}; do not trust it on this machine"
         )

@@ -48,7 +48,7 @@ def card(manifest: Manifest) -> str:
         "Where it fails": list(_fails(manifest)),
         "Keywords in a stream": list(keyword_lines(manifest)),
         "Voices": list(voice_lines(manifest)),
-        "Latency": [*_latency(manifest.get("latency")), *_elsewhere(manifest.get("elsewhere", ()))],
+        "Latency": list(_times(manifest)),
         "What it may be used for": list(_licences(manifest["provenance"])),
     }
     return "\n".join([use, *(f"## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in parts.items() if lines)])
@@ -155,7 +155,8 @@ def voice_lines(manifest: Manifest) -> Iterator[str]:
         if "unsupported" in entry:
             yield f"{said}: unsupported, {entry['unsupported']}."
             continue
-        yield f"{said} from a similarity of {entry['threshold']:.3f} on; {entry['missed']:.0f} % of its own {what} are missed."
+        few = f" {', '.join(entry['without'])} had too few to count." if entry.get("without") else ""
+        yield f"{said} from a similarity of {entry['threshold']:.3f} on; {entry['missed']:.0f} % of its own {what} are missed.{few}"
         if found := shown.get(rate):
             taken = f"{_interval(found['accepted'])} % of others' words were taken for one"
             missed = f"{_interval(found['missed'])} % of their own were missed"
@@ -165,7 +166,13 @@ def voice_lines(manifest: Manifest) -> Iterator[str]:
         yield "Chosen on keywords in streams of validation speakers, whose voices three other clips made known."
     elif manifest["voice_thresholds"]:
         yield ""
-        yield "Chosen on pairs of single clips of validation speakers."
+        yield "Chosen on pairs of single clips of validation speakers. Their streams had too few known voices, and may be harder."
+
+
+def _times(manifest: Manifest) -> Iterator[str]:
+    yield from _latency(manifest.get("latency"))
+    yield from _listening(manifest.get("listening"))
+    yield from _elsewhere(manifest.get("elsewhere", ()))
 
 
 def _latency(latency: Mapping[str, Any] | None) -> Iterator[str]:
@@ -177,6 +184,11 @@ def _latency(latency: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"Ten windows a second take {latency['milliseconds'] * threads:.1f} % of one core."
         if latency["milliseconds"] > REAL_TIME:
             yield "So many it does not hear in time: give `listen.py` a longer `--hop`."
+
+
+def _listening(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found:
+        yield f"On {found['machine']}, `listen.py` took {found['share_of_a_core']:.1f} % of a core for streams of dense speech."
 
 
 def _elsewhere(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -193,8 +205,9 @@ def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:
     if teacher := provenance.get("teacher"):
         yield f"- It was distilled from the teacher {teacher['name']}, whose licence is: {teacher.get('licence', 'not stated')}."
     if (corpus := provenance.get("corpus")) and corpus["files"]:
-        for name, licence in (corpus.get("licences") or dict.fromkeys(corpus["files"])).items():
+        noise = provenance.get("noise", {})  # models that were logged before do not know it
+        for name, licence in [*(corpus.get("licences") or dict.fromkeys(corpus["files"])).items(), *noise.items()]:
             known = f"whose licence is: {licence}." if licence else "whose licence is not known: ask who recorded it."
-            yield f"- It learned from {name}, {known}"
+            yield f"- It learned {'in noise ' if name in noise else ''}from {name}, {known}"
     elif corpus:
         yield "- It learned from a demonstration corpus that espeak-ng spoke: it is not for use."

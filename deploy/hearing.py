@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +14,20 @@ from typing import Any
 import numpy as np
 
 from deploy.judging import answer_of
-from search_spaces.architecture import EMBEDDING_DIM
+from deploy.measure import device_facts
+from search_spaces.architecture import EMBEDDING_DIM, SAMPLE_RATE
 from trainers.scoring.alarms import Heard, Thresholds, keyword_thresholds, least_hours, scores
 from trainers.scoring.scoring import answers
 from trainers.scoring.streams import SNR_DB, Stream, speech_streams
 from trainers.scoring.thresholds import ENOUGH, voice_thresholds
 from trainers.scoring.voices import CLIPS, Voices, enrolment, voices_heard, voices_shown
-from trainers.speech.corpora import Corpus
+from trainers.speech.corpora import Corpus, Rows
 
 FALSE_ALARMS = (10.0, 1.0, 0.1)  # an hour, of each keyword
 REFRACTORY, UNCHOSEN = 1.0, 0.9  # seconds, and the probability where no threshold was chosen: `listen.py`'s
-CHOSEN_SECONDS, SCORED_SECONDS, CURVE_SECONDS = 4 * 3600.0, 3600.0, 300.0  # of speech, at most
+LEAST_HOURS, MORE = 4.0, 1.1  # of validation speech, where there is so much; times what the rarest rate needs
+SCORED_SECONDS, CURVE_SECONDS = 3600.0, 300.0  # of test speech, at most
+SPENT = re.compile(r"([\d.]+) % of one core")
 CURVE_DB = (20.0, 10.0, 5.0, 0.0)
 
 Progress = Callable[[float, float], None]
@@ -51,7 +55,8 @@ def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
     labels = json.loads((bundle / "labels.json").read_text(encoding="utf-8"))
     keywords = [label for label in labels if not label.startswith("_")]
     corpus, noise = speech.corpus, speech.noise
-    validation = [*speech_streams(corpus, corpus.rows("val"), noise, seconds=CHOSEN_SECONDS), *speech.negatives]
+    chosen_from = _wanted(corpus, 3600 * max(LEAST_HOURS, MORE * ENOUGH / min(speech.rates)))
+    validation = [*speech_streams(corpus, chosen_from, noise), *speech.negatives]
     voices = _voices(bundle, corpus, "val", len(labels))
     is_enough = bool(voices) or least_hours(validation, keywords) >= ENOUGH / max(speech.rates)
     heard = list(_hear(bundle, validation, speech.progress) if is_enough else map(unheard, validation))
@@ -71,9 +76,25 @@ def listening(bundle: Path, speech: Speech) -> dict[str, Any]:
         "stream": shown,
         "stream_noise_db": SNR_DB,
         "stream_noise_was_heard": noise is not None and not len(noise.rows("test")),
+        "listening": _took(heard) if is_enough else None,
         "stream_voice_thresholds": by_voice,
         "stream_voices": voices_shown(voices_heard(test, strangers, told, REFRACTORY, corpus), supported) if strangers else [],
     }
+
+
+def _wanted(corpus: Corpus, seconds: float) -> Rows:
+    """Clips of validation, of so many seconds at most, those with keywords first."""
+    rng = np.random.default_rng(0)
+    words = corpus.rows("val", with_keyword=True)
+    rows = np.concatenate([rng.permutation(words), rng.permutation(np.setdiff1d(corpus.rows("val"), words))])
+    fitting = int((np.cumsum(corpus.lengths[rows] / SAMPLE_RATE) <= seconds).sum())
+    return np.asarray(rows[: max(1, fitting)], np.intp)
+
+
+def _took(heard: Sequence[Heard]) -> dict[str, Any]:
+    """Percent of a core of this machine, CPU time of the script over seconds of the streams."""
+    share = sum(one.cost for one in heard) / sum(one.stream.seconds for one in heard)
+    return {"share_of_a_core": round(100 * share, 2), "machine": device_facts()["cpu"]}
 
 
 def _voices(bundle: Path, corpus: Corpus, split: str, labels: int) -> Voices:
@@ -121,15 +142,29 @@ def _hear(bundle: Path, streams: Sequence[Stream], progress: Progress | None) ->
 
 def hear(bundle: Path, stream: Stream) -> Heard:
     """Every window's likeliest keyword and voice. Raises ValueError where the script fails."""
-    command = [sys.executable, "-B", str(bundle / "listen.py"), "-", "--threshold", "0", "--refractory", "0", "--embedding"]
+    command = [
+        sys.executable,
+        "-B",
+        str(bundle / "listen.py"),
+        "-",
+        "--threshold",
+        "0",
+        "--refractory",
+        "0",
+        "--embedding",
+        "--cost",
+    ]
     done = subprocess.run(command, input=stream.samples.astype("<i2").tobytes(), capture_output=True)
     if done.returncode:
         raise ValueError(f"{bundle}/listen.py failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    spent = SPENT.search(done.stderr.decode(errors="replace"))
+    assert spent, "listen.py says what it took"
     events: list[Mapping[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     return Heard(
         stream=stream,
         times=np.array([event["time"] for event in events], float),
         keywords=np.array([event["keyword"] for event in events], object),
         probabilities=np.array([event["probability"] for event in events], float),
+        cost=float(spent[1]) / 100 * stream.seconds,
         embeddings=np.array([event["embedding"] for event in events], np.float32).reshape(len(events), EMBEDDING_DIM),
     )

@@ -27,6 +27,7 @@ Samples = npt.NDArray[np.float32]
 FRAME_SAMPLES, RECEPTIVE_FIELD = 320, 400  # 50 frames a second, each of which hears 400 samples
 LOWEST_RATE = 4_000  # Hz
 SMALLEST_PEAK = 1e-4  # of full scale
+MOST_CLIPPED = 1e-3  # of the samples
 LARGEST_PEAK = 2.0  # of full scale: what is louder is in another scale, and was no training clip either
 
 
@@ -36,15 +37,17 @@ def load_model(folder: Path) -> tuple[onnxruntime.InferenceSession, dict[str, An
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         contents = {name: (folder / name).read_bytes() for name in ("model.onnx", "labels.json")}
         hashes = {name: manifest["files"][name]["sha256"] for name in contents}
+        threads, _ = int(manifest["target"]["threads"]), (int(manifest["window"]), int(manifest["sample_rate"]))
+        int(manifest["outputs"]["embedding"][1])
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a model folder: {Path(error.filename).name} is missing") from None
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (KeyError, TypeError, IndexError, ValueError):
         raise ValueError(f"{folder / 'manifest.json'} is damaged: export the model again") from None
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != hashes[name]:
             raise ValueError(f"{folder / name} is not the file that manifest.json describes: export the model again")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = manifest["target"]["threads"], 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(contents["model.onnx"], options, providers=["CPUExecutionProvider"])
     return session, manifest, json.loads(contents["labels.json"])
 
@@ -72,6 +75,8 @@ def load_clip(path: Path, rate: int, *, silence: bool = False) -> Samples:
         raise ValueError(f"{path} has samples up to {np.abs(samples).max():.3g}, where full scale is 1: scale them")
     if clip_rate < rate:
         print(f"{path} has {clip_rate} Hz: above {clip_rate // 2} Hz the model hears nothing of it, and errs more", file=sys.stderr)
+    if (clipped := float((np.abs(samples) >= 1 - 1 / 32768).mean())) > MOST_CLIPPED:
+        print(f"{path} is clipped, {100 * clipped:.1f} % of it: record it again with the input turned down", file=sys.stderr)
     if channels > 1:
         print(f"{path} has {channels} channels: their mean is heard", file=sys.stderr)
     return resample(samples.clip(-1, 1), clip_rate, rate)

@@ -11,6 +11,7 @@ The numbers are personal data: whoever has them can tell this voice from others.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def voiced_share(clip: Samples, rate: int) -> float:
 def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshold: float | None) -> Samples:
     """The mean of the clips' embeddings, of unit length: in streams it tells voices apart a little better than a mean that is short
     where its clips differ. Raises ValueError for fewer than three, the same twice, or clips that fall into two voices."""
-    paths = list(dict.fromkeys(path.resolve() for path in paths))
+    paths = different(paths)
     if len(paths) < FEWEST_CLIPS:
         raise ValueError(f"a voice needs {FEWEST_CLIPS} different clips or more, these are {len(paths)}")
     embeddings = np.stack([embedding_of(path, session, manifest) for path in paths])
@@ -108,6 +109,14 @@ def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshol
         )
     voice: Samples = embeddings.mean(0)
     return voice / np.linalg.norm(voice)
+
+
+def different(paths: list[Path]) -> list[Path]:
+    """Without those that have another one's content. Raises ValueError for one that cannot be read."""
+    try:
+        return list({path.read_bytes(): path for path in reversed(paths)}.values())[::-1]
+    except OSError as error:
+        raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def two_groups(embeddings: Samples) -> tuple[npt.NDArray[np.bool_], float]:
@@ -147,7 +156,10 @@ def changed(arguments: argparse.Namespace) -> str:
     voice = enrolled(arguments.clips, session, manifest, threshold)
     write_voices(path, {**voices, name: voice}, manifest)
     stored = "replaces the voice of that name" if name in voices else "is stored"
-    return f"{name} {stored} in {path}: {len(voice)} numbers that describe the voice in {len(arguments.clips)} clips, no sound"
+    is_unsure = threshold is None and not arguments.accept
+    unsure = "; no threshold is known by which clips of two voices were told" if is_unsure else ""
+    count = len(different(arguments.clips))
+    return f"{name} {stored} in {path}: {len(voice)} numbers that describe the voice in {count} clips, no sound{unsure}"
 
 
 def main() -> int:
@@ -159,6 +171,9 @@ def main() -> int:
     parser.add_argument("--accept", action="store_true", help="also where the clips sound like several voices")
     parser.add_argument("--model-folder", type=Path, default=Path(__file__).parent, help="default: this script's folder")
     parser.add_argument("--voices", type=Path, help=f"default: {VOICES_FILE} in the model's folder")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's code page lacks is written in escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         print(changed(parser.parse_args()))
     except (ValueError, OSError) as error:

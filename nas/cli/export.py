@@ -58,7 +58,7 @@ def export(
 
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of an export.")]) -> None:
     """Check an export: hashes of all files, and that its model answers here as it did when it was exported."""
-    from deploy.bundle import check_answers, manifest_hash, verify_bundle
+    from deploy.bundle import VOICES_FILE, check_answers, manifest_hash, verify_bundle
 
     checked = verify_bundle(bundle)
     off = check_answers(checked)
@@ -66,3 +66,5 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of an export.")])
         f"{bundle}: {len(checked.manifest['files'])} files as manifest.json has them; the model answers as recorded, within "
         f"{off:.1e}\nmanifest.json has the hash {manifest_hash(bundle)}: compare it with what the export printed"
     )
+    if (bundle / VOICES_FILE).exists():
+        typer.echo(f"voices were made known to it ({VOICES_FILE}): delete them before it goes to others")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.target import DATA_SHEET, Target, known_targets, load_target
-from nas.device.known import DEVICE_FILE, is_of_this_machine, machine_speed, study_profile, study_target
+from nas.device.known import DEVICE_FILE, is_of_this_machine, is_prepared, machine_speed, study_profile, study_target
 from nas.device.latency import data_sheet_scale
 from nas.device.profile import HERE, Profile, device_of
 from nas.study.folder import open_study
@@ -17,10 +17,13 @@ def elsewhere(study_name: str, student: Path) -> list[dict[str, Any]]:
     """By its data sheet, of each other target: milliseconds a window with their interval. Scaled from this machine's profile; none
     where the study is not in this folder or has another machine's."""
     with suppress(ValueError):
-        study, architecture = open_study(study_name, commands=("search", "tune")), load_student(student).architecture
+        study, found = open_study(study_name, commands=("search", "tune")), load_student(student)
+        if not is_prepared(study):
+            return []
         profile, target = study_profile(study), study_target(study.config)
-        speed = study.read_json(DEVICE_FILE)["speed"]
-        if isinstance(architecture, Architecture) and profile.where == HERE and (speed or is_of_this_machine(profile)):
+        speed, architecture = study.read_json(DEVICE_FILE)["speed"], found.architecture
+        is_known = profile.where == HERE and (speed or is_of_this_machine(profile)) and profile.geometry == found.encoder.geometry
+        if is_known and isinstance(architecture, Architecture):
             others = [load_target(name) for name in known_targets() if name != target.name]
             speed = speed or machine_speed()
             return [_on(other, target.precision, architecture, profile, speed) for other in others if _is_alike(other, profile)]

@@ -140,6 +140,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
                 "digest": context.corpus.digest,
                 "licences": stated_licences(context.corpus) if context.study.config.data else {},
             },
+            "noise": stated_licences(context.augment.noise) if context.augment.noise else {},
             "steps": member["steps"],
             "seed": context.study.config.seed,
             "srlnas": version("srlnas"),

@@ -102,6 +102,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         provenance={
             "teacher": {"name": "mini", "licence": "mit"},
             "corpus": {"files": ["a.parquet", "b.parquet"], "licences": {"a": "CC BY 4.0", "b": None}},
+            "noise": {"street": "CC0"},
         },
         voice_thresholds=[
             {"false_acceptance": 1.0, "unsupported": "9 trials of different speakers; 300 are needed"},
@@ -119,6 +120,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
         "- board: 8.0 [4.0, 16.0] ms in fp32, 16 %.",
         "teacher mini, whose licence is: mit",
+        "learned in noise from street, whose licence is: CC0.",
         "learned from a, whose licence is: CC BY 4.0.",
         "learned from b, whose licence is not known: ask who recorded it.",
         "1 % of other voices' clips are taken for the enrolled one's: unsupported, 9 trials",

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +303,32 @@ def test_a_voice_s_threshold_is_that_of_streams_where_it_was_chosen(bundle: Path
     assert voice_threshold(manifest, 10.0) == -1.0
 
 
+def copied(clip: Path) -> Path:
+    copy = clip.with_name(f"copy-of-{clip.name}")
+    copy.write_bytes(clip.read_bytes())
+    return copy
+
+
+def test_a_clip_that_is_clipped_is_told(bundle: Path, tmp_path: Path) -> None:
+    loud = wav(tmp_path / "loud.wav", np.clip(3 * np.sin(np.arange(RATE) / 20), -1, 1))
+    assert b"is clipped" in run("classify", bundle, loud).stderr
+    assert b"is clipped" not in run("classify", bundle, wav(tmp_path / "soft.wav", 0.5 * np.sin(np.arange(RATE) / 20))).stderr
+
+
+@pytest.mark.parametrize("key", ["target", "window", "sample_rate", "outputs"])
+def test_a_manifest_that_lacks_what_the_scripts_need_is_said_in_a_line(bundle: Path, tmp_path: Path, key: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest[key]
+    own = tmp_path / "own"
+    shutil.copytree(bundle, own)
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    clip = wav(tmp_path / "clip.wav", 0.5 * np.sin(np.arange(RATE) / 20))
+    for script, words in (("classify", [clip]), ("listen", [clip]), ("enrol", ["ada", clip, clip, clip])):
+        done = run(script, own, *words)
+        assert done.returncode == 2 and b"is damaged: export the model again" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
 def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: Callable[[int], Path]) -> None:
     clips = [spoken(number) for number in range(3)]
     noise = [wav(tmp_path / f"noise-{n}.wav", 0.1 * np.random.default_rng(n).standard_normal(RATE)) for n in range(3)]
@@ -311,6 +338,8 @@ def test_what_is_no_voice_is_not_enrolled(bundle: Path, tmp_path: Path, spoken: 
     for words, said in (
         (["ada", *clips[:2]], "needs 3 different clips or more, these are 2"),
         (["ada", *clips[:2], clips[0]], "these are 2"),
+        (["ada", *clips[:2], copied(clips[0])], "these are 2"),
+        (["ada", *clips[:2], tmp_path / "no.wav"], "no.wav: No such file"),
         (["ada", *noise], "sounds like noise or hum"),
         (["ada", *bursts], "sounds like noise or hum"),
         (["ada", *clips, silence], "is silent"),

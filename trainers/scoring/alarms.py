@@ -21,12 +21,13 @@ Thresholds = Mapping[str, float | None]  # None: the keyword is never told
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """What a model heard of a stream: at each of `times`, in seconds, the likeliest keyword and its probability, (hops,) each, and
-    the voice's embedding, (hops, EMBEDDING_DIM) of unit length."""
+    the voice's embedding, (hops, EMBEDDING_DIM) of unit length. cost: CPU-seconds that it took."""
 
     stream: Stream
     times: NDArray[np.float64]
     keywords: NDArray[np.object_]
     probabilities: NDArray[np.float64]
+    cost: float = 0.0
     embeddings: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, EMBEDDING_DIM), np.float32))
 
     def places(self, keyword: str, threshold: float, refractory: float) -> NDArray[np.intp]:

@@ -13,18 +13,22 @@ ENOUGH = 3.0  # a rate of r is stated from 3/r trials on: with fewer, none at al
 
 def voice_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
     """For each rate of false acceptance, in percent, the lowest cosine similarity from which a voice is taken for the enrolled one,
-    and the percent of its own clips that are then missed; or `unsupported`, with a reason. Each corpus counts once."""
+    and the percent of its own clips that are then missed; or `unsupported`, with a reason. Each corpus counts once that has enough
+    trials for it; `without` names the others."""
     return [{"false_acceptance": rate, **_threshold(outcome, rate)} for rate in FALSE_ACCEPTANCE]
 
 
 def _threshold(outcome: Outcome, rate: float) -> dict[str, Any]:
-    own, others = ([part.trial_scores[part.same == same] for part in parts(outcome).values()] for same in (True, False))
-    fewest = min((len(scores) for scores in others if len(scores)), default=0)
-    if fewest < (needed := ENOUGH / (rate / 100)):
-        return {"unsupported": f"{fewest} trials of different speakers; {needed:.0f} are needed"}
+    tried = {name: part for name, part in parts(outcome).items() if len(part.same)}
+    enough = {name: part for name, part in tried.items() if (~part.same).sum() >= ENOUGH / (rate / 100)}
+    if not any(part.same.any() for part in enough.values()):
+        most = max((int((~part.same).sum()) for part in tried.values()), default=0)
+        return {"unsupported": f"{most} trials of different speakers; {ENOUGH / (rate / 100):.0f} are needed"}
+    own, others = ([part.trial_scores[part.same == same] for part in enough.values()] for same in (True, False))
     threshold = lowest_threshold(others, rate / 100)
     missed = [float((scores < threshold).mean()) for scores in own if len(scores)]
-    return {"threshold": round(threshold, 4), "missed": round(100 * float(np.mean(missed)), 2)}
+    found: dict[str, Any] = {"threshold": round(threshold, 4), "missed": round(100 * float(np.mean(missed)), 2)}
+    return {**found, "without": sorted(set(tried) - set(enough))} if len(enough) < len(tried) else found
 
 
 def lowest_threshold(others: list[Floats], share: float) -> float:

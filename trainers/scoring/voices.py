@@ -80,9 +80,9 @@ def voices_shown(outcome: Outcome, stated: Sequence[Mapping[str, Any]]) -> list[
 def _shown(outcome: Outcome, threshold: float) -> dict[str, Any]:
     missed, accepted = list[tuple[float, Floats]](), list[tuple[float, Floats]]()
     for place, part in enumerate(parts(outcome).values()):
-        drawn = draw_speakers(part, [0, place]).astype(float)
-        above = part.trial_scores >= threshold
         if part.same.any() and not part.same.all():
+            drawn = draw_speakers(part, [0, place]).astype(float)
+            above = part.trial_scores >= threshold
             missed.append(_share(part, part.same, ~above, drawn))
             accepted.append(_share(part, ~part.same, above, drawn))
     return {

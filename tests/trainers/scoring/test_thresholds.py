@@ -1,5 +1,7 @@
 """A threshold keeps its rate on the trials that it was chosen on, and is the lowest that does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,22 @@ def test_a_rate_is_stated_where_trials_support_it() -> None:
     assert one == {"false_acceptance": 1.0, "unsupported": "200 trials of different speakers; 300 are needed"}
     assert five["threshold"] > ten["threshold"] == pytest.approx(0.1 * 1.28, abs=0.05)
     assert 0 <= ten["missed"] <= five["missed"] < 5
+
+
+def test_a_corpus_of_few_trials_is_named_and_left_out() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(430) % 2 == 0
+    scores = same * 0.5 + 0.1 * rng.standard_normal(430)
+    large, few = outcome(same[:400], scores[:400]), np.arange(430) >= 400
+    both = replace(
+        outcome(same, scores),
+        enrol_speakers=2 * few,
+        test_speakers=2 * few + ~same,
+        speaker_corpora=np.array([0, 0, 1, 1]),
+        corpora=np.array(["large", "few"]),
+    )
+    for found, alone in zip(voice_thresholds(both), voice_thresholds(large)):
+        assert found == ({**alone, "without": ["few"]} if "threshold" in alone else alone)
 
 
 def test_each_corpus_counts_once() -> None:

@@ -104,6 +104,12 @@ def test_intervals_are_over_speakers_not_over_words() -> None:
     assert shown["missed"] == {"value": 25.0, "low": 0.0, "high": 75.0} and shown["accepted"]["high"] == 0.0
 
 
+def test_where_nothing_was_told_nothing_is_shown() -> None:
+    nothing = outcome_of_events(np.zeros((0, 0)), np.zeros((0, 0, 0)))
+    (shown,) = voices_shown(nothing, [{"false_acceptance": 5.0, "threshold": 0.5}])
+    assert shown == {"chosen_for": 5.0, "events": 0, "voices": 0, "missed": None, "accepted": None}
+
+
 def test_thresholds_of_a_stream_keep_their_rate() -> None:
     rng = np.random.default_rng(0)
     outcome = outcome_of_events(rng.normal(0.5, 0.2, (8, 10)), rng.normal(0.0, 0.2, (8, 8, 10)))
