@@ -27,6 +27,7 @@ from search_spaces.architecture import Baseline
 from search_spaces.catalog import QUARTER, paper_student
 
 SHORTEST_REFERENCE = 5  # steps: its heads are fitted in closed form, and know something all the same
+ENDED = ("complete", "stopped")  # of candidates that have scores: as finals they begin anew
 OVERDRAFT = 0.01  # of the budget, by which what is predicted may overrun it
 
 
@@ -297,20 +298,22 @@ def _complete(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def best_within(history: Sequence[Candidate], params: float) -> Candidate | None:
-    """Of candidates of at most so many weights the one that lost least, in the sum of both errors, to the best on its last rung:
-    few of them come to the end, and scores of two rungs cannot be compared. history: a record a rung."""
-    best, lost = dict[int, float](), dict[int, tuple[float, Candidate]]()
-    reached = [c for c in history if c.rung and c.state != "failed" and np.isfinite(values_of(c.scores)).all()]
-    for candidate in reached:
-        best[candidate.rung] = min(_errors(candidate), best.get(candidate.rung, math.inf))
-    for candidate in reached:
-        if candidate.scores["params"] <= params:
-            lost[candidate.number] = (_errors(candidate) - best[candidate.rung], candidate)
-    return min(lost.values(), key=lambda one: one[0], default=(0.0, None))[1]
+    """Of candidates of at most so many weights the one that lost least to the best on its last rung, in the sum of both errors, as
+    a share of what the worst lost there: few of them come to the end, and scores of two rungs cannot be compared.
 
+    history: a record a rung, and last of each candidate what became of it."""
+    last, errors = {c.number: c for c in history}, dict[int, dict[int, float]]()
+    for candidate in history:
+        if candidate.rung and np.isfinite(values_of(candidate.scores)).all():
+            errors.setdefault(candidate.rung, {})[candidate.number] = candidate.scores["keyword_error"] + candidate.scores["eer"]
 
-def _errors(candidate: Candidate) -> float:
-    return candidate.scores["keyword_error"] + candidate.scores["eer"]
+    def lost(candidate: Candidate) -> float:
+        reached = errors[candidate.rung]
+        best, worst = min(reached.values()), max(reached.values())
+        return (reached[candidate.number] - best) / ((worst - best) or 1.0)
+
+    ended = [c for c in last.values() if c.state in ENDED and c.number in errors.get(c.rung, {})]
+    return min((c for c in ended if c.scores["params"] <= params), key=lost, default=None)
 
 
 def choose_finalists(candidates: Sequence[Candidate], most: int, second: Candidate | None = None) -> list[Candidate]:
@@ -323,7 +326,7 @@ def choose_finalists(candidates: Sequence[Candidate], most: int, second: Candida
 
 def _best(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
     chosen: list[Candidate] = []
-    reached = {c.number: (c.state == "complete", c.rung) for c in candidates if c.state in ("complete", "stopped")}
+    reached = {c.number: (c.state == "complete", c.rung) for c in candidates if c.state in ENDED}
     for rung in sorted(set(reached.values()), reverse=True):  # scores of a rung are compared among themselves
         chosen += _of_a_rung([c for c in candidates if reached.get(c.number) == rung], most - len(chosen))
     return chosen

@@ -10,6 +10,7 @@ import numpy as np
 from nas.device.known import study_target
 from nas.study.budget import append_line, records
 from nas.study.candidates import Kind, values_of
+from nas.study.config import check_name
 from nas.study.folder import Study
 from nas.study.pareto import non_dominated
 from nas.worker.task import Start, Task, task_json
@@ -64,7 +65,9 @@ def read_finals(study: Study) -> list[Final]:
 
 
 def _final(line: dict[str, Any]) -> Final:
-    """Raises ValueError, KeyError or TypeError for what is none."""
+    """Raises ValueError, KeyError or TypeError for what is none, and for names that leave the study: others may have written it."""
+    for name in filter(None, (line["name"], line.get("source"))):
+        check_name(name)
     marks = tuple(line.get("latency_marks", ()))
     values = {**line, "architecture": network_from_dict(line["architecture"]), "latency_marks": marks}
     return made_of(Final, values)

@@ -20,6 +20,7 @@ from nas.worker import own_ray
 Item = TypeVar("Item")
 ANSWER_SECONDS = 5
 LONGEST_TMPDIR = 40
+EXACT = 1e-9  # ten tenths are one
 PACKAGES = ("nas", "deploy", "trainers", "search_spaces")
 
 
@@ -29,7 +30,9 @@ def connect(address: str | None = None) -> None:
     Raises ValueError when no cluster answers there.
     """
     if ray.is_initialized():
-        return
+        if not own_ray.died():
+            return
+        ray.shutdown()  # of a notebook's last search
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default: keep CUDA_VISIBLE_DEVICES as it is
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: the front is written first
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -95,19 +98,28 @@ def check_answers(address: str) -> None:
 def workers(config: StudyConfig, budget: Budget) -> int:
     """How many trainings of the study run at once: of what the cluster can run its share, at least one. Raises ValueError when the
     cluster cannot run one, or lacks the budget's resource."""
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cpus, gpus = (sum(has.get(name, 0.0) for has in nodes) for name in ("CPU", "GPU"))
     if budget.resource == "gpu" and not gpus:
         raise ValueError(
             f"the budget names GPUs and the cluster has none ({cpus:g} CPUs); give cpu-hours, or the --ray-address of one that has"
         )
     share = config.gpus or float(budget.resource == "gpu")  # before it is measured, a whole one
-    possible = min(cpus / config.cpus, gpus / share if share else float("inf"))
-    if possible < 1:
+    possible = sum(_fits(has.get("CPU", 0.0), has.get("GPU", 0.0), config.cpus, share) for has in nodes)
+    if not possible:
         raise ValueError(
-            f"a worker of {config.cpus:g} CPUs and {share:g} GPUs is more than the cluster has ({cpus:g} and {gpus:g})"
+            f"a worker of {config.cpus:g} CPUs and {share:g} GPUs is more than a node has, of {cpus:g} and {gpus:g} in the cluster"
         )
     return min(max(1, int(config.share * possible)), config.workers or sys.maxsize)
+
+
+def _fits(cpus: float, gpus: float, each_cpus: float, each_gpus: float) -> int:
+    """Workers on a node of so many cores and cards. A share of a card is of one card, and several cards are of one node."""
+    on_cores = int(cpus / each_cpus + EXACT)
+    if not each_gpus:
+        return on_cores
+    on_cards = int(gpus) * int(1 / each_gpus + EXACT) if each_gpus <= 1 else int(gpus / each_gpus)
+    return min(on_cores, on_cards)
 
 
 def cores_of_a_node(config: StudyConfig) -> int:

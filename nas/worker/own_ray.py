@@ -1,6 +1,7 @@
 """Ray where this command started it: where it logs, and what becomes of the command when it dies."""
 
 import _thread
+import math
 import os
 import re
 import sys
@@ -30,9 +31,9 @@ def is_own() -> bool:
 
 
 def has_room(cpus: float, gpus: float) -> bool:
-    """Whether the cluster has so much that nobody holds."""
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= gpus
+    """Whether a node of the cluster has so much that nobody holds; of a share of a card, a whole one."""
+    nodes: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return any(free.get("CPU", 0.0) >= cpus and free.get("GPU", 0.0) >= math.ceil(gpus) for free in nodes.values())
 
 
 def logs() -> Path:

@@ -64,6 +64,7 @@ class Arrival:
         self.looked = -LOOK
         self.lived = 0.0  # seconds from when it began to its last sign of life
         self.paid = 0.0  # of its seconds
+        self.lost_since: float | None = None
         self.file.unlink(missing_ok=True)
 
     @property
@@ -90,7 +91,7 @@ class Arrival:
         try:
             with self.file.open() as opened:  # a network's file system asks its server then
                 self.lived = max(self.lived, float(opened.read() or 0.0))
-        except FileNotFoundError:
+        except OSError:  # not there yet, or a network's file system is away
             return self.began
         except ValueError:  # torn, by a network's file system
             pass
@@ -98,6 +99,12 @@ class Arrival:
             ago = min(BEAT, max(0.0, time.time() - self.file.stat().st_mtime))
             self.began = max(self.asked, time.monotonic() - ago - self.lived)
         return self.began
+
+    def _stays(self, is_lost: bool) -> bool:
+        """Whether that was seen at every look for a minute: room is there for a moment when another training ends, and all of this
+        may have been suspended."""
+        self.lost_since = (self.lost_since or time.monotonic()) if is_lost else None
+        return self.lost_since is not None and time.monotonic() - self.lost_since >= PATIENCE
 
     def owed(self) -> float:
         """Seconds that were not paid."""
@@ -114,15 +121,15 @@ class Arrival:
         where others may have taken all room, when there is room for one of so many cores and cards. And when one that came has
         given no sign of life for long, and Ray does not say that it died."""
         waited, began = time.monotonic() - self.asked, self._look()
-        if began is not None and (silence := time.monotonic() - began - self.lived) > LOST:
-            raise ValueError(f"no sign of life from {self.name} for {silence:.0f} s, and Ray says nothing of it; --resume goes on")
-        if waited < PATIENCE or began is not None:
+        if began is not None:
+            if self._stays(time.monotonic() - began - self.lived > LOST):
+                raise ValueError(f"no sign of life from {self.name} for long, and Ray says nothing of it; --resume goes on")
+            return
+        if waited < PATIENCE:
             return
         if not is_own():
-            if waited > LOST and has_room(cpus, gpus):
-                raise ValueError(
-                    f"the cluster has room and begins no training: {self.name} waits for {waited:.0f} s; --resume goes on"
-                )
+            if self._stays(waited > LOST and has_room(cpus, gpus)):
+                raise ValueError(f"the cluster has room, and {self.name} waits for {waited:.0f} s to begin; --resume goes on")
             return
         said = what_ray_wrote(since=time.time() - waited)
         if said or waited > MOST_PATIENCE:

@@ -250,6 +250,8 @@ def test_the_best_of_a_quarter_of_the_teacher_is_a_finalist_wherever_it_was_stop
     assert best is not None and best.number == small.number
     assert best_within(history, 1e5) is None
     latest = [history[1], history[3], replace(history[4], state="stopped")]
+    diverged = replace(history[4], state="failed", rung=1)
+    assert best_within([*history, diverged], 2e6) == best
     assert [c.number for c in choose_finalists(latest, 2, of_a_quarter)] == [large.number, early.number]
     assert [c.number for c in choose_finalists(latest, 1, of_a_quarter)] == [large.number]
 

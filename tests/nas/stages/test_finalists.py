@@ -220,3 +220,19 @@ def test_a_larger_budget_trains_members_on(choice: MakeChoice) -> None:
     paper = next(final for final in rich.wanted() if final.role == "paper's student")
     record_final(study_of(rich), dataclasses.replace(paper, finetune_steps=5))
     assert {final.finetune_steps for final in rich.wanted() if final.role == "finalist" and not final.source} == {length}
+
+
+@pytest.mark.parametrize(
+    ("field", "name"), [("name", "/tmp/elsewhere"), ("name", "../out"), ("source", "a/../../b"), ("name", "..")]
+)
+def test_names_of_finals_stay_in_the_study(field: str, name: str, tmp_path: Path) -> None:
+    """A study that was received: files of these names are written, and taken away."""
+    study = create_study(StudyConfig(name="received"), tmp_path)
+    fine = Final(
+        name="final-0", role="finalist", architecture=FRONT[0].architecture, start="random", distill_steps=0, finetune_steps=1
+    )
+    record_final(study, fine)
+    assert read_finals(study) == [fine]
+    record_final(study, dataclasses.replace(fine, **{field: name}))
+    with pytest.raises(ValueError, match=r"finals.jsonl has a line that cannot be read: the name .* is not allowed"):
+        read_finals(study)

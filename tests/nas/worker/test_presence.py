@@ -96,11 +96,20 @@ def test_a_training_that_ray_lost_ends_the_wait(task: str, tmp_path: Path, monke
     time.sleep(0.3)
     waiting.check()
     room[0] = True
+    waiting.check()  # another training has just ended, and Ray is about to begin this one
+    room[0] = False
+    time.sleep(0.3)
+    waiting.check()
+    room[0] = True
+    waiting.check()
+    time.sleep(0.3)
     with pytest.raises(ValueError, match="has room"):
         waiting.check()
     with present(task):
         waiting.check()
     time.sleep(0.6)
+    waiting.check()  # all of it may have slept
+    time.sleep(0.3)
     with pytest.raises(ValueError, match="no sign of life"):
         waiting.check()
 

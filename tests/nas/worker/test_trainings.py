@@ -73,3 +73,25 @@ def test_of_several_nodes_none_is_taken_whole(node_of_two_cores: Cluster) -> Non
     assert cluster.cores_of_a_node(study) == 2
     node_of_two_cores.add_node(num_cpus=4)
     assert cluster.cores_of_a_node(study) == 1 and cluster.cores_alone(study, 2.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("has", "each", "fits"),
+    [
+        ((4, 0), (1, 0.0), 4),
+        ((4, 0), (3, 0.0), 1),  # the fourth core is of no use
+        ((1, 0), (0.1, 0.0), 10),
+        ((8, 2), (1, 0.4), 4),  # a share of a card is of one card
+        ((3, 2), (1, 0.25), 3),
+        ((8, 3), (1, 2.0), 1),
+    ],
+)
+def test_a_training_is_on_one_node_and_a_share_on_one_card(has: tuple[float, float], each: tuple[float, float], fits: int) -> None:
+    assert cluster._fits(*has, *each) == fits
+
+
+def test_cores_of_two_nodes_are_not_one_worker_s(node_of_two_cores: Cluster) -> None:
+    node_of_two_cores.add_node(num_cpus=2)
+    assert cluster.workers(StudyConfig(name="a", cpus=2), parse_budget("1cpu-hours")) == 2
+    with pytest.raises(ValueError, match="more than a node has"):
+        cluster.workers(StudyConfig(name="a", cpus=3), parse_budget("1cpu-hours"))
