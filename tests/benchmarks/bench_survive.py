@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.report.front import FRONT_FILE
-from nas.stages.finals import read_finals
+from nas.stages.finals import FINALS_FILE, read_finals
+from nas.study.budget import read_lines
 from nas.study.folder import Study, open_folder
 from nas.tracking.connection import connect
 from trainers.importing.synthetic import speak_corpus
@@ -34,12 +35,14 @@ SRLNAS = [sys.executable, "-P", "-m", "nas.cli"]
 STAGES = {
     "preparation": "speech and teacher states",
     "tutor": "tutor",
+    "shared student": "shared student",  # of every second search or so
     "candidates": "search",
     "finals": "finalists and references",
     "report": "further members",
 }
 VICTIMS = ("driver", "worker", "raylet", "gcs_server", "node")
-TITLES = (b"ray::run_task", b"ray::ImplicitFunc")  # of a worker that trains
+TITLES = (b"ray::run_task", b"ray::ImplicitFunc", b"ray::train_shared")  # of a worker that trains
+TRAINED = ("tutor", "shared student", "candidates", "finalists", "references")  # in the ledger
 CHECKPOINTS = "3"  # seconds between two of a training
 LOOK = 0.1
 KILLS = 3  # of one search in one stage: a training is tried again as often
@@ -105,7 +108,19 @@ class Survivor:
     def run(self) -> dict[str, Any]:
         sampler = threading.Thread(target=self._sample, daemon=True)
         sampler.start()
-        command = ["search", *OPTIONS, "--name", self.name, "--data", "speech.parquet", "--target", "raspberry-pi-4"]
+        start = "on" if self.rng.random() < 0.5 else "off"
+        command = [
+            "search",
+            *OPTIONS,
+            "--warm-start",
+            start,
+            "--name",
+            self.name,
+            "--data",
+            "speech.parquet",
+            "--target",
+            "raspberry-pi-4",
+        ]
         left = KILLS * list(STAGES)
         for _ in range(2 * len(left)):
             self._start([*command, "--cache", f"cache/{self.rng.randrange(10**9)}"] if not self.folder.exists() else self._resume)
@@ -221,7 +236,7 @@ class Survivor:
     def _judged(self) -> dict[str, Any]:
         study = open_folder(self.folder)
         ledger = study.ledger.by_purpose()
-        trained = sum(ledger.get(what, 0.0) for what in ("tutor", "candidates", "finalists", "references"))
+        trained = sum(ledger.get(what, 0.0) for what in TRAINED)
         front = study.read_json(FRONT_FILE)
         return {
             "search": self.name,
@@ -260,13 +275,15 @@ def lost(study: Study) -> int:
 def doubled(study: Study, out: Path) -> int:
     """Rungs that were reached twice, finals that were tested twice, runs of one name, versions of one model."""
     rungs = Counter((candidate.number, candidate.rung) for candidate in study.history() if candidate.rung)
+    lines = [line for line in read_lines(study.folder / FINALS_FILE) if line["scores"]]
+    finals = Counter(line["name"] for line in lines if line["latency_kind"] != "measured")
     client = connect(f"sqlite:///{out}/srlnas.db")
     experiment = client.get_experiment_by_name(study.config.name)
     assert experiment is not None
     runs = Counter(run.info.run_name for run in client.search_runs([experiment.experiment_id], max_results=1000))
     versions = client.search_model_versions(f"name = '{study.config.name}'")
     models = Counter(version.tags.get("srlnas.model_id", version.version) for version in versions)
-    return sum(count - 1 for counts in (rungs, runs, models) for count in counts.values())
+    return sum(count - 1 for counts in (rungs, finals, runs, models) for count in counts.values())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
