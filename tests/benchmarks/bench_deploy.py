@@ -57,6 +57,8 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             "loss_was_accepted": found["loss_was_accepted"],
         },
         "stream": stream(manifest),
+        "voices": manifest["stream_voices"],
+        "share_of_a_core": manifest["listening"]["share_of_a_core"],
         "unsupported": [entry for entry in manifest["keyword_thresholds"] if "unsupported" in entry],
     }
 
