@@ -134,8 +134,8 @@ def sized(context: Context, budget: Budget) -> Context:
     """With the share of a GPU that a worker takes, measured on one where the user named none; charged."""
     if context.study.config.gpus or budget.resource == "cpu":
         return context
-    with context.study.ledger.timing(PROBE, 1.0):
-        share = cluster.on_a_gpu(measured_gpu_share, str(context.study.folder.resolve()))
+    share, seconds = cluster.on_a_gpu(measured_gpu_share, str(context.study.folder.resolve()))
+    context.study.ledger.charge(PROBE, seconds)
     return dataclasses.replace(context, study=context.study.changed(gpus=share))
 
 

@@ -6,6 +6,7 @@ import secrets
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,7 +143,16 @@ def account_of(study: Study, budget: Budget) -> Account:
     return Account(budget=budget, ledger=study.ledger, resources=study.config.held(budget), workers=at_once)
 
 
-def on_a_gpu(function: Callable[[str], Item], text: str) -> Item:
-    """What a function gives that has a whole GPU to itself."""
-    found: Item = ray.get(ray.remote(function).options(num_gpus=1, max_retries=0).remote(text))
+def on_a_gpu(function: Callable[[str], Item], text: str) -> tuple[Item, float]:
+    """What a function gives that has a whole GPU to itself, and the seconds that it took there: what waits for one costs nothing.
+    Raises ValueError where its worker dies."""
+
+    def timed(text: str) -> tuple[Item, float]:
+        began = time.monotonic()
+        return function(text), time.monotonic() - began
+
+    try:
+        found: tuple[Item, float] = ray.get(ray.remote(timed).options(num_gpus=1, max_retries=0).remote(text))
+    except ray.exceptions.WorkerCrashedError as error:
+        raise ValueError(f"the worker that measured what a training takes of a GPU died: {error}; or give --gpus") from None
     return found

@@ -1,6 +1,7 @@
 """A training that has a node for itself: what it holds, and what it is charged. Real Ray."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from nas.worker.trainings import run_alone
 @pytest.fixture
 def node_of_two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
     cluster.connect(started.address)
     yield started
     ray.shutdown()
@@ -95,3 +96,16 @@ def test_cores_of_two_nodes_are_not_one_worker_s(node_of_two_cores: Cluster) -> 
     assert cluster.workers(StudyConfig(name="a", cpus=2), parse_budget("1cpu-hours")) == 2
     with pytest.raises(ValueError, match="more than a node has"):
         cluster.workers(StudyConfig(name="a", cpus=3), parse_budget("1cpu-hours"))
+
+
+def test_what_waits_for_a_card_is_not_charged(node_of_two_cores: Cluster) -> None:
+    """Another study holds it for three seconds."""
+
+    def hold() -> None:
+        time.sleep(3.0)
+
+    began = time.monotonic()
+    other = ray.remote(hold).options(num_gpus=1).remote()
+    share, seconds = cluster.on_a_gpu(len, "four")
+    assert share == 4 and seconds < 1.0 and time.monotonic() - began >= 3.0
+    ray.get(other)
