@@ -172,7 +172,7 @@ class Choice:
 
     def _further(self, recorded: Sequence[Final], candidates: Sequence[Candidate]) -> list[Final]:
         trained = [final for final in recorded if final.role == "finalist" and not final.source]
-        longer, known = list[Final](), {final.name: final.updates for final in recorded}
+        new, longer, known = list[Final](), list[Final](), {final.name: final.updates for final in recorded}
         waiting = [c for c in candidates if c.number not in {final.candidate for final in trained}]
         if trained:
             distill, tune = trained[0].distill_steps, trained[0].finetune_steps
@@ -182,10 +182,9 @@ class Choice:
             ]
         else:
             steps = self._longest(waiting[:FEWEST_MEMBERS])
-            new = [] if not steps or self._is_as_trained(steps) else self._finalists(waiting, steps)
-            longer = [
-                reference for reference in self._references(steps) if new and reference.updates > known.get(reference.name, 0)
-            ]
+            if steps and not self._is_as_trained(steps):
+                new = self._finalists(waiting, steps)
+                longer = [reference for reference in self._references(steps) if reference.updates > known.get(reference.name, 0)]
         again = {reference.name for reference in longer}
         undone = [final for final in recorded if final.name not in again and not is_done(self.context.study, final)]
         to_pay = sum(map(self.seconds, [*undone, *longer]))

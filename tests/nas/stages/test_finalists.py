@@ -99,6 +99,18 @@ def test_there_are_enough_members_whatever_is_left(choice: MakeChoice, left: flo
     assert BEATEN.number not in {final.candidate for final in finalists} or len(finalists) == 8
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.floats(1.0, 300.0), st.floats(0.0, 1.0))
+def test_what_is_left_after_members_may_be_anything(choice: MakeChoice, left: float, share: float) -> None:
+    """Members were as they were trained, or longer; little, much or nothing is left for more."""
+    made = choice(left)
+    first = made.wanted()
+    record_final(study_of(made), *(scored(final, 30.0, 20.0) for final in first))
+    study_of(made).ledger.charge("finals", share * left)
+    further = [final for final in made.wanted() if final.name not in {known.name for known in first}]
+    assert sum(map(made.seconds, further)) <= (1 - share) * left
+
+
 def test_what_was_stopped_may_be_a_finalist_but_no_member_as_it_was_trained(choice: MakeChoice) -> None:
     for left, are_trained in ((5.0, False), (30_000.0, True)):
         made = choice(left)
