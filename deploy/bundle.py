@@ -144,8 +144,9 @@ def check_answers(bundle: Bundle) -> float:
     too far, and for a bundle that was exported before that was recorded."""
     if "probe" not in bundle.manifest:
         raise ValueError(f"{bundle.folder} has no recorded answers: export the model again")
+    here = answers(bundle.folder / "model.onnx", bundle.window)
     try:
-        off = difference(bundle.manifest["probe"], answers(bundle.folder / "model.onnx", bundle.window))
+        off = difference(bundle.manifest["probe"], here)
         limit = LIMITS[bundle.manifest.get("precision", "fp32")]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{bundle.folder / MANIFEST_FILE} is damaged: export the student again") from None

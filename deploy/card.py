@@ -166,7 +166,9 @@ def voice_lines(manifest: Manifest) -> Iterator[str]:
         yield "Chosen on keywords in streams of validation speakers, whose voices three other clips made known."
     elif manifest["voice_thresholds"]:
         yield ""
-        yield "Chosen on pairs of single clips of validation speakers. Their streams had too few known voices, and may be harder."
+        yield "Chosen on pairs of single clips of validation speakers. Words in a stream may be harder."
+        if streams:
+            yield "The streams of validation had too few words of known voices to choose on."
 
 
 def _times(manifest: Manifest) -> Iterator[str]:

@@ -98,7 +98,7 @@ def _took(heard: Sequence[Heard]) -> dict[str, Any]:
 
 
 def _voices(bundle: Path, corpus: Corpus, split: str, labels: int) -> Voices:
-    """Made known as `enrol.py` does it."""
+    """By the split's clips, as `enrol.py` makes them known; of a clip that is a little longer than a window, the middle."""
     enrolled = enrolment(corpus, corpus.rows(split, with_speaker=True))
     if not enrolled:
         return {}

@@ -16,7 +16,7 @@ from trainers.scoring.metrics import Rate, changes, rates, worst_speakers
 from trainers.scoring.outcome import Outcome
 from trainers.scoring.scores import quality_scores
 from trainers.scoring.scoring import Answer, Heard, score_answers
-from trainers.scoring.thresholds import voice_thresholds
+from trainers.scoring.thresholds import clip_thresholds
 from trainers.speech.corpora import Corpus
 from trainers.speech.trials import Trials
 
@@ -77,7 +77,7 @@ class Judge:
         return {
             "int8": entry,
             "scores": {**quality_scores(outcomes["val"]), **quality_scores(outcomes["test"], "test_")},
-            "voice_thresholds": voice_thresholds(outcomes["val"]),
+            "voice_thresholds": clip_thresholds(outcomes["val"]),
             "worst_speakers": worst_speakers(outcomes["test"]),
         }
 

@@ -9,7 +9,7 @@ from search_spaces.architecture import BC_UNIT, Architecture, FrontEnd, Geometry
 from search_spaces.space import SearchSpace
 
 BC_WIDTHS = tuple(round(BC_UNIT * scale) for scale in (1, 1.5, 2, 3, 6, 8))  # the paper's scales: arXiv 2106.04140
-QUARTER = 0.25  # of its teacher's weights: the size of the student that the paper compares with its teacher
+QUARTER = 0.25  # of a teacher's weights: about the size of the student that the paper compares with it
 MOST_WHOLE = 3  # sets of kept layers of a depth, where all are offered
 SpaceMaker = Callable[[Architecture, Geometry], SearchSpace]
 

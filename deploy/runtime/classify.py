@@ -37,8 +37,9 @@ def load_model(folder: Path) -> tuple[onnxruntime.InferenceSession, dict[str, An
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         contents = {name: (folder / name).read_bytes() for name in ("model.onnx", "labels.json")}
         hashes = {name: manifest["files"][name]["sha256"] for name in contents}
-        threads, _ = int(manifest["target"]["threads"]), (int(manifest["window"]), int(manifest["sample_rate"]))
-        int(manifest["outputs"]["embedding"][1])
+        threads = int(manifest["target"]["threads"])
+        for number in (manifest["window"], manifest["sample_rate"], manifest["outputs"]["embedding"][1]):
+            int(number)  # of what the scripts read without asking
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a model folder: {Path(error.filename).name} is missing") from None
     except (KeyError, TypeError, IndexError, ValueError):

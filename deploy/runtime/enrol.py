@@ -31,7 +31,7 @@ SPEECH_RANGE = 10.0  # decibels between loud and quiet moments: speech has pause
 PITCHES = 60, 400  # Hz
 VOICED = 0.5  # autocorrelation at a pitch, from which a frame is voiced
 FEWEST_VOICED = 0.2  # of the loud frames: 900 clips of three corpora had 0.43 and more in 99 of 100, noise and its bursts 0.05
-LISTENING, ENROLLING = 5.0, 10.0  # percent of other voices that are taken for this one: by listen.py, and in a voice's own clips
+LISTENING = 5.0  # percent of other voices that are taken for this one by listen.py
 Voices = dict[str, Samples]
 
 
@@ -65,6 +65,12 @@ def voice_threshold(manifest: dict[str, Any], rate: float, among: str = "voice_t
     return next((threshold for known, threshold in sorted(stated.items()) if known >= rate), None)
 
 
+def enrolment_threshold(manifest: dict[str, Any]) -> float | None:
+    """The similarity from which clips may be of one voice: the lowest that the manifest has for clips, as nearly all of one voice
+    reach it; None where it has none."""
+    return min((entry["threshold"] for entry in manifest.get("voice_thresholds", ()) if "threshold" in entry), default=None)
+
+
 def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
     """Unit length. Raises ValueError where the clip cannot be read, or holds no speech."""
     clip = load_clip(path, manifest["sample_rate"])
@@ -95,8 +101,7 @@ def voiced_share(clip: Samples, rate: int) -> float:
 
 def enrolled(paths: list[Path], session: Any, manifest: dict[str, Any], threshold: float | None) -> Samples:
     """The mean of the clips' embeddings, of unit length: in streams it tells voices apart a little better than a mean that is short
-    where its clips differ. Raises ValueError for fewer than three, the same twice, or clips that fall into two voices."""
-    paths = different(paths)
+    where its clips differ. Raises ValueError for fewer than three, or clips that fall into two voices."""
     if len(paths) < FEWEST_CLIPS:
         raise ValueError(f"a voice needs {FEWEST_CLIPS} different clips or more, these are {len(paths)}")
     embeddings = np.stack([embedding_of(path, session, manifest) for path in paths])
@@ -152,14 +157,13 @@ def changed(arguments: argparse.Namespace) -> str:
         return f"{arguments.remove} is removed from {path}"
     if not name.isprintable() or not 0 < len(name.strip()) <= LONGEST_NAME or name == "unknown":
         raise ValueError(f"{name!r} is no name: 1 to {LONGEST_NAME} letters, and not `unknown`")
-    threshold = None if arguments.accept else voice_threshold(manifest, ENROLLING)
-    voice = enrolled(arguments.clips, session, manifest, threshold)
+    threshold, clips = None if arguments.accept else enrolment_threshold(manifest), different(arguments.clips)
+    voice = enrolled(clips, session, manifest, threshold)
     write_voices(path, {**voices, name: voice}, manifest)
     stored = "replaces the voice of that name" if name in voices else "is stored"
     is_unsure = threshold is None and not arguments.accept
     unsure = "; no threshold is known by which clips of two voices were told" if is_unsure else ""
-    count = len(different(arguments.clips))
-    return f"{name} {stored} in {path}: {len(voice)} numbers that describe the voice in {count} clips, no sound{unsure}"
+    return f"{name} {stored} in {path}: {len(voice)} numbers that describe the voice in {len(clips)} clips, no sound{unsure}"
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from nas.worker.evaluate import read_outcome
 from trainers.learning.batches import cut, window_starts
 from trainers.networks.student import ARCHITECTURE_FILE, WEIGHTS_FILE, weights_hash
 from trainers.scoring.metrics import worst_speakers
-from trainers.scoring.thresholds import voice_thresholds
+from trainers.scoring.thresholds import clip_thresholds
 from trainers.speech.corpora import stated_licences
 
 MODEL_FILE, CLIPS_FILE = "model.json", "clips.npy"
@@ -122,7 +122,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             **{name: value for name, value in member["scores"].items() if name.startswith("predicted_latency_")},
             "memory_bytes": member["scores"]["memory_bytes"],
         },
-        "voice_thresholds": voice_thresholds(read_outcome(student / "outcome_val.npz")),
+        "voice_thresholds": clip_thresholds(read_outcome(student / "outcome_val.npz")),
         "worst_speakers": worst_speakers(read_outcome(student / "outcome_test.npz")),
         "target": context.study.config.target,
         "precision": context.target.precision,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import sources
 import torch
-from enrol import read_voices, two_groups, voice_threshold
+from enrol import enrolment_threshold, read_voices, two_groups, voice_threshold
 from hypothesis import given
 from hypothesis import strategies as st
 from listen import Settings, Spent, checked, events, whose
@@ -300,7 +300,8 @@ def test_a_voice_s_threshold_is_that_of_streams_where_it_was_chosen(bundle: Path
         ([{"false_acceptance": 5.0, "unsupported": "9 trials of different speakers; 60 are needed"}], None, 0.5),
     ):
         assert checked(asked, {**manifest, "stream_voice_thresholds": streams}, known).voice == expected
-    assert voice_threshold(manifest, 10.0) == -1.0
+    assert enrolment_threshold(manifest) == -1.0  # the lowest that is stated
+    assert enrolment_threshold({}) is None
 
 
 def copied(clip: Path) -> Path:

@@ -8,6 +8,7 @@ from trainers.scoring.errors import Floats
 from trainers.scoring.outcome import Outcome, parts
 
 FALSE_ACCEPTANCE = (1.0, 5.0, 10.0)  # percent of other voices that are taken for the enrolled one
+OWN_MISSED = 5.0  # percent of a voice's own clips, by which `enrol.py` decides
 ENOUGH = 3.0  # a rate of r is stated from 3/r trials on: with fewer, none at all would say little (95 %)
 
 
@@ -18,9 +19,29 @@ def voice_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"false_acceptance": rate, **_threshold(outcome, rate)} for rate in FALSE_ACCEPTANCE]
 
 
+def clip_thresholds(outcome: Outcome) -> list[dict[str, Any]]:
+    """As `voice_thresholds`, of pairs of clips, and last the similarity that nearly all pairs of one voice reach, where that takes
+    more others for it than any of those. `enrol.py` decides by it whether clips are of one voice: the least alike of three true
+    clips fall below the others half of the time."""
+    stated = voice_thresholds(outcome)
+    if "threshold" not in stated[-1]:
+        return stated
+    found = _enough(outcome, stated[-1]["false_acceptance"]).values()
+    own, others = ([part.trial_scores[part.same == same] for part in found] for same in (True, False))
+    threshold = -lowest_threshold([-scores for scores in own], OWN_MISSED / 100)
+    accepted = 100 * float(np.mean([(scores >= threshold).mean() for scores in others]))
+    entry = {"false_acceptance": round(accepted, 1), "threshold": round(threshold, 4), "missed": OWN_MISSED}
+    return [*stated, entry] if accepted > stated[-1]["false_acceptance"] else stated
+
+
+def _enough(outcome: Outcome, rate: float) -> dict[str, Outcome]:
+    """Corpora that have enough trials of different speakers for a rate, by name."""
+    return {name: part for name, part in parts(outcome).items() if (~part.same).sum() >= ENOUGH / (rate / 100)}
+
+
 def _threshold(outcome: Outcome, rate: float) -> dict[str, Any]:
     tried = {name: part for name, part in parts(outcome).items() if len(part.same)}
-    enough = {name: part for name, part in tried.items() if (~part.same).sum() >= ENOUGH / (rate / 100)}
+    enough = _enough(outcome, rate)
     if not any(part.same.any() for part in enough.values()):
         most = max((int((~part.same).sum()) for part in tried.values()), default=0)
         return {"unsupported": f"{most} trials of different speakers; {ENOUGH / (rate / 100):.0f} are needed"}

@@ -71,7 +71,7 @@ def _shared(said: Said, time: float) -> float:
 
 def voices_shown(outcome: Outcome, stated: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What each threshold shows: percent of events in a voice's own words that are `missed`, and of others' that are taken for it,
-    `accepted`. Means over corpora, with intervals over speakers."""
+    `accepted`. Means over corpora, with intervals over speakers. events: in own words of all voices."""
     return [
         {"chosen_for": entry["false_acceptance"], **_shown(outcome, entry["threshold"])} for entry in stated if "threshold" in entry
     ]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.scoring.outcome import Outcome
-from trainers.scoring.thresholds import lowest_threshold, voice_thresholds
+from trainers.scoring.thresholds import clip_thresholds, lowest_threshold, voice_thresholds
 
 
 def accepted(others: list[np.ndarray], threshold: float) -> float:
@@ -46,6 +46,21 @@ def test_a_rate_is_stated_where_trials_support_it() -> None:
     assert one == {"false_acceptance": 1.0, "unsupported": "200 trials of different speakers; 300 are needed"}
     assert five["threshold"] > ten["threshold"] == pytest.approx(0.1 * 1.28, abs=0.05)
     assert 0 <= ten["missed"] <= five["missed"] < 5
+
+
+def test_what_nearly_all_clips_of_a_voice_reach_is_stated_where_it_is_lower() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(4000) % 2 == 0
+    unsure, sure = (outcome(same, same * apart + 0.2 * rng.standard_normal(4000)) for apart in (0.4, 2.0))
+    *stated, last = clip_thresholds(unsure)
+    assert stated == voice_thresholds(unsure)
+    assert last["threshold"] < stated[-1]["threshold"] and last["false_acceptance"] > 10
+    scores = unsure.trial_scores
+    assert (scores[same] < last["threshold"]).mean() == pytest.approx(0.05, abs=1e-3) and last["missed"] == 5.0
+    assert 100 * (scores[~same] >= last["threshold"]).mean() == pytest.approx(last["false_acceptance"], abs=0.1)
+    assert clip_thresholds(sure) == voice_thresholds(sure)  # 10 % of others ask for less
+    few = outcome(same[:40], unsure.trial_scores[:40])
+    assert clip_thresholds(few) == voice_thresholds(few)
 
 
 def test_a_corpus_of_few_trials_is_named_and_left_out() -> None:
