@@ -15,7 +15,7 @@ import typer
 
 from nas.cli.data import data_app
 from nas.cli.export import export, verify
-from nas.cli.options import TRIALS_HELP, RecipeFile, TrackingUri, check_resumed, exit_code, read_recipe
+from nas.cli.options import AGAIN, TRIALS_HELP, RecipeFile, TrackingUri, check_resumed, exit_code, read_recipe
 from nas.cli.profile import profile_app
 from nas.cli.reproduce import reproduce
 from nas.cli.studies import studies
@@ -294,7 +294,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of a shell's background job, which ignores it
         signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is half done is taken away
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(AGAIN))  # so that what is half done is taken away
     try:
         app()
     except SystemExit as end:

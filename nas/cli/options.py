@@ -21,11 +21,14 @@ RecipeFile = Annotated[
     Path | None, typer.Option(help="TOML of how to train, fields that differ from the defaults: see trainers/README.md.")
 ]
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h, for SIGTERM: what was asked to end can be run again
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """Of a command that was ended and can go on: by Ctrl-C, or by SIGTERM, which has one of its own."""
-    return int(getattr(stop, "exit_code", INTERRUPTED))
+    """Of a command that was ended and can go on, by Ctrl-C or by SIGTERM."""
+    from nas.worker.ending import Terminated
+
+    return AGAIN if isinstance(stop, Terminated) else INTERRUPTED
 
 
 def check_resumed(context: typer.Context, *new: str) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +19,7 @@ from nas.study.folder import PLAN_FILE
 from nas.study.progress import progress
 from nas.worker import cluster
 from nas.worker.context import Context, space_of
+from search_spaces.kinds import made_of
 
 BEST_SAMPLER: Sampler = "gp"  # of those that tests/benchmarks replays
 
@@ -26,13 +29,13 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     study, config = context.study, context.study.config
     recorded = study.read_json(PLAN_FILE)
     if recorded:
-        plan = Plan(**recorded["plan"])
+        plan, pace = _read(study.folder / PLAN_FILE, recorded)
         left = account.budget.seconds - sum(map(account.spent_on, BEFORE_SEARCH)) - plan.tutor_seconds
         search = left * SEARCH_SHARE - plan.shared_seconds
         more = max(1.0, search / plan.search_seconds) if plan.search_seconds > 0 else 1.0
         count = min(round(more * plan.candidates), config.candidates or sys.maxsize)
         plan = dataclasses.replace(plan, candidates=count, search_seconds=search, final_seconds=left * (1 - SEARCH_SHARE))
-        return plan, Pace(**recorded["pace"])
+        return plan, pace
     space, on_driver = space_of(context), driver_resources(account.budget)
     with study.ledger.timing(PROBE, on_driver), progress(console, "timing a few updates"), threads(config.cpus):
         pace = probe(context, space)
@@ -41,6 +44,16 @@ def planned(context: Context, account: Account, console: Console) -> tuple[Plan,
     plan = make_plan(config, account.budget, study.ledger.spent, pace, sizes(context, space))
     study.write_json(PLAN_FILE, {"plan": dataclasses.asdict(plan), "pace": dataclasses.asdict(pace)})
     return plan, pace
+
+
+def _read(path: Path, recorded: Any) -> tuple[Plan, Pace]:
+    """Raises ValueError where it is of another version, or no plan."""
+    try:
+        return made_of(Plan, recorded["plan"]), made_of(Pace, recorded["pace"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a plan of this version ({error}): begin a new study, or go on with the older srlnas"
+        ) from None
 
 
 @contextmanager

@@ -5,15 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nas.report.front import FRONT_FILE, search_front
-from nas.stages.finals import read_finals
+from nas.stages.finals import read_finals, unbeaten
 from nas.study.budget import in_words, parse_budget
-from nas.study.candidates import values_of
 from nas.study.folder import STUDIES, Study, command_of, open_folder
 from nas.study.lease import is_running
-from nas.study.pareto import non_dominated
 from nas.tracking.outage import first_line
 from nas.worker.unfinished import FOLDERS
 
@@ -103,13 +99,12 @@ def _spare(study: Study) -> dict[str, list[Path]]:
 
 
 def _beaten(study: Study) -> list[int]:
-    """Numbers of complete candidates that another one beats on validation and that no final is a copy of."""
-    complete = [candidate for candidate in study.candidates() if candidate.state == "complete"]
-    if not complete:
-        return []
-    sources = {final.source for final in read_finals(study)}
-    on_front = non_dominated(np.array([values_of(candidate.scores) for candidate in complete]).reshape(len(complete), -1))
-    return [c.number for c, stays in zip(complete, on_front) if not stays and f"candidate-{c.number}" not in sources]
+    """Numbers of complete candidates that another one beats on validation, that could be no member either if the finals came out
+    as they did, and that no final is a copy of."""
+    complete, finals = [candidate for candidate in study.candidates() if candidate.state == "complete"], read_finals(study)
+    kept = {candidate.number for candidate in (*unbeaten(complete, []), *unbeaten(complete, finals))}
+    sources = {final.source for final in finals}
+    return [c.number for c in complete if c.number not in kept and f"candidate-{c.number}" not in sources]
 
 
 def size(folder: Path) -> int:

@@ -17,7 +17,7 @@ from nas.planning.plan import (
     full_steps,
     steps_between,
 )
-from nas.stages.finals import PREDICTED, SCRATCH, TUTOR, Final, front_of, is_done, read_finals, record_final
+from nas.stages.finals import PREDICTED, SCRATCH, TUTOR, Final, front_of, is_done, read_finals, record_final, unbeaten
 from nas.study.budget import Account
 from nas.study.candidates import Candidate, values_of
 from nas.study.pareto import epsilon_net, knee, non_dominated
@@ -81,14 +81,9 @@ class Choice:
         """Candidates as they were trained, which nothing else beats on validation speakers, up to as many members as are wanted."""
         study = self.context.study
         finals = read_finals(study)
-        begun = {final.candidate for final in finals if final.role == "finalist" and final.scores}
-        beaten_by = np.array([final.objectives() for final in finals if final.role == "finalist" and final.scores]).reshape(-1, 3)
-        complete = [c for c in study.candidates() if c.state == "complete" and c.number not in begun]
-        points = np.array([values_of(c.scores) for c in complete]).reshape(-1, 3)
-        unbeaten = non_dominated(np.concatenate([points, beaten_by]))[: len(complete)]
         there = len(front_of(finals))
         wanted = max(0, max(FEWEST_MEMBERS, study.config.finalists) - there)
-        members = self._members(choose_finalists([c for c, on in zip(complete, unbeaten) if on], wanted))
+        members = self._members(choose_finalists(unbeaten(study.candidates(), finals), wanted))
         return self._affordable(members, self.account.left / self.account.resources, FEWEST_MEMBERS - there)
 
     def _affordable(self, members: Sequence[Final], seconds: float, fewest: int) -> list[Final]:

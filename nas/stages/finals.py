@@ -9,7 +9,7 @@ import numpy as np
 
 from nas.device.known import study_target
 from nas.study.budget import append_line, records
-from nas.study.candidates import Kind, values_of
+from nas.study.candidates import Candidate, Kind, values_of
 from nas.study.config import check_name
 from nas.study.folder import Study
 from nas.study.pareto import non_dominated
@@ -86,6 +86,15 @@ def front_of(finals: Sequence[Final]) -> list[Final]:
     if not members:
         return []
     return [member for member, on in zip(members, non_dominated(np.array([m.objectives() for m in members]))) if on]
+
+
+def unbeaten(candidates: Sequence[Candidate], finals: Sequence[Final]) -> list[Candidate]:
+    """Complete candidates that were not trained on, and that no other one and no finalist beats on validation speakers."""
+    tested = [final for final in finals if final.role == "finalist" and final.scores]
+    begun = {final.candidate for final in tested}
+    left = [c for c in candidates if c.state == "complete" and c.number not in begun]
+    points = np.array([*(values_of(c.scores) for c in left), *(final.objectives() for final in tested)]).reshape(-1, 3)
+    return [candidate for candidate, on in zip(left, non_dominated(points)) if on]
 
 
 def final_task(study: Study, final: Final, **changed: Any) -> str:

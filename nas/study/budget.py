@@ -6,16 +6,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from search_spaces.kinds import is_of
+from search_spaces.kinds import LONGEST, is_of
 
 Record = TypeVar("Record")
 Resource = Literal["cpu", "gpu"]
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+TAKEN_OVER = dict[Path, str]()  # study folders that another driver has taken over from this one, with the line that says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +112,23 @@ class Account:
         return seconds * self.resources
 
 
+def check_not_taken(path: Path) -> None:
+    """Raises ValueError before a file is written in a study folder that another driver has taken over."""
+    if path.parent in TAKEN_OVER:
+        raise ValueError(TAKEN_OVER[path.parent])
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all. Raises ValueError as `check_not_taken`."""
+    check_not_taken(path)
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
 def append_line(path: Path, fields: dict[str, Any] | str) -> None:
-    """One line of JSON, on disk before the call returns."""
+    """One line of JSON, on disk before the call returns. Raises ValueError as `check_not_taken`."""
+    check_not_taken(path)
     text = fields if isinstance(fields, str) else json.dumps(fields)
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):  # a torn last line is ended, so that it spoils itself alone
@@ -149,11 +158,10 @@ def records(path: Path, parse: Callable[[dict[str, Any]], Record]) -> Iterator[R
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines written whole; a torn one is passed over."""
+    """The lines written whole; a torn one is passed over, and one that is longer than any of ours."""
     if not path.is_file():
         return
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    with path.open(encoding="utf-8") as file:
+        while line := file.readline(LONGEST):
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)

@@ -95,7 +95,7 @@ class Study:
         write_whole(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     def locked(self) -> AbstractContextManager[None]:
-        """For a block of work in the main thread. Raises ValueError while another process runs this study, here or elsewhere."""
+        """For a block of work. Raises ValueError while another process runs this study, here or elsewhere."""
         return held(self.folder, self.config.name)
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+from nas.study.budget import TAKEN_OVER, check_not_taken
 from nas.study.progress import say
+from search_spaces.kinds import made_of, text_of
 
 LEASE_FILE = "driver.json"
 LOCK_FILE = ".lock"
@@ -48,7 +50,7 @@ class Lease:
 def read_lease(folder: Path) -> Lease | None:
     """None where nobody has one; a torn or foreign file is nobody's."""
     try:
-        return Lease(**json.loads((folder / LEASE_FILE).read_text()))
+        return made_of(Lease, json.loads(text_of(folder / LEASE_FILE)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -91,12 +93,12 @@ def held(folder: Path, name: str) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            if keeper.taken_by:
-                raise ValueError(_taken_over(name, keeper.taken_by)) from None
+            check_not_taken(folder / LEASE_FILE)
             raise
         finally:
             keeper.end.set()
             thread.join(BEAT)
+            TAKEN_OVER.pop(folder, None)
             if (now := read_lease(folder)) and now.token == keeper.lease.token:
                 (folder / LEASE_FILE).unlink(missing_ok=True)
 
@@ -138,19 +140,24 @@ def _await_expiry(folder: Path, name: str, has_lock: bool) -> None:
 
 @dataclass(kw_only=True)
 class _Keeper:
-    """A thread that renews a lease, and interrupts the main thread when another driver has taken it."""
+    """A thread that renews a lease. When another driver has taken it, nothing more is written in the folder, and the work is
+    interrupted where it is in the main thread; in another one its next record ends it.
+
+    in_main: whether it is."""
 
     folder: Path
+    name: str
     lease: Lease
+    in_main: bool
     end: threading.Event = field(default_factory=threading.Event)
-    taken_by: Lease | None = None
 
     def run(self) -> None:
         while not self.end.wait(BEAT):
             now = read_lease(self.folder)
             if now is not None and now.token != self.lease.token:
-                self.taken_by = now
-                _thread.interrupt_main()
+                TAKEN_OVER[self.folder] = _taken_over(self.name, now)
+                if self.in_main:
+                    _thread.interrupt_main()
                 return
             self.lease = replace(self.lease, beats=self.lease.beats + 1)
             with suppress(OSError):  # a disk that is full, a server that is away
@@ -167,7 +174,8 @@ def _take(folder: Path, name: str, has_lock: bool) -> _Keeper:
         now = read_lease(folder)
         if now is not None and now.token != lease.token:
             raise _refusal(name, now)
-    return _Keeper(folder=folder, lease=lease)
+    in_main = threading.current_thread() is threading.main_thread()
+    return _Keeper(folder=folder, name=name, lease=lease, in_main=in_main)
 
 
 def _machine() -> tuple[str, str]:

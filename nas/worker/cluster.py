@@ -47,7 +47,8 @@ def connect(address: str | None = None) -> None:
     if address in (None, "", "local"):  # Ray itself would join any cluster that it finds on this machine
         _secret()
         own_ray.stay_on_loopback()
-        ray.init(address="local", runtime_env=_interpreter(), **common)
+        with own_ray.own_sigterm():
+            ray.init(address="local", runtime_env=_interpreter(), **common)
         return
     del common["include_dashboard"]
     check_answers(address)

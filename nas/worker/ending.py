@@ -19,9 +19,7 @@ LOOK = 0.2
 
 
 class Terminated(KeyboardInterrupt):
-    """The command was asked to end, and can go on later. exit_code: EX_TEMPFAIL of sysexits.h, which asks to try again."""
-
-    exit_code = 75
+    """The command was asked to end, and can go on later."""
 
 
 @contextmanager

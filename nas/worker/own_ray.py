@@ -4,6 +4,7 @@ import _thread
 import math
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -65,17 +66,28 @@ def stay_on_loopback() -> None:
     os.environ[ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # of the processes that it starts
 
 
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Ray's start leaves a handler of SIGTERM that ends the process as failed; after the block it is again what it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def quiet() -> None:
     """What Ray pushes to its driver's terminal, hundreds of lines of a raylet's log, is in its log files too."""
     ray._private.worker.print_to_stdstream = lambda *data, **options: None
 
 
 class Watch:
-    """A thread that looks whether Ray still runs, and interrupts the main thread when it does not."""
+    """A thread that looks whether Ray still runs, and interrupts the work when it does not, where that is in the main thread: in
+    another one Ray's own calls fail after a while."""
 
     def __init__(self, command: str) -> None:
         """command: that goes on afterwards."""
         self.command, self.gone, self.left = command, "", threading.Event()
+        self.in_main = threading.current_thread() is threading.main_thread()
 
     def said(self) -> str:
         return (
@@ -90,7 +102,7 @@ class Watch:
 
     def run(self) -> None:
         while not self.left.wait(LOOK):
-            if self.look():
+            if self.look() and self.in_main:
                 _thread.interrupt_main()
                 self._end()
 
@@ -102,7 +114,7 @@ class Watch:
 
 @contextmanager
 def watched(command: str) -> Iterator[None]:
-    """For a block of work in the main thread. Raises ValueError, whatever the block raised of it, when Ray of this command's own
+    """For a block of work. Raises ValueError, whatever the block raised of it, when Ray of this command's own
     has died. command: that goes on with the work."""
     watch = Watch(command)
     threading.Thread(target=watch.run, daemon=True).start()

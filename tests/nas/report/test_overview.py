@@ -15,6 +15,15 @@ from nas.study.lease import Lease, write_lease
 from search_spaces.architecture import Architecture
 
 SMALL = Architecture(front_end="mel", front_width=32, frame_stride=2, width=64, heads=(1,), ffn_dims=(64,), kept_layers=(1,))
+FINAL = Final(
+    name="final-2",
+    role="finalist",
+    architecture=SMALL,
+    start="kept layers",
+    distill_steps=0,
+    finetune_steps=2,
+    source="candidate-2",
+)
 SCORES = [(20.0, 10.0, 1.0), (10.0, 9.0, 2.0), (21.0, 11.0, 1.5), (30.0, 30.0, 3.0)]  # the first two beat the others
 
 
@@ -28,8 +37,7 @@ def study(tmp_path: Path) -> Study:
         folder = made.weights_folder(f"candidate-{number}")
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"1" * 100_000)
-    common = {"architecture": SMALL, "start": "kept layers", "distill_steps": 0, "finetune_steps": 2}
-    record_final(made, Final(name="final-2", role="finalist", source="candidate-2", **common))  # type: ignore[arg-type]
+    record_final(made, FINAL)
     made.ledger.charge("candidates", 120.0)
     return made
 
@@ -64,6 +72,15 @@ def test_pruning_leaves_what_a_larger_budget_may_need(study: Study) -> None:
     assert list(taken) == ["weights of beaten candidates", "signs of life"] and taken["weights of beaten candidates"] >= 100_000
     assert sorted(folder.name for folder in (study.folder / "students").iterdir()) == ["candidate-0", "candidate-1", "candidate-2"]
     assert not list(prune(study))
+
+
+def test_pruning_keeps_what_only_a_final_that_came_out_worse_had_beaten(study: Study) -> None:
+    """It could be a member yet, with a larger budget."""
+    worse = {"keyword_error": 40.0, "eer": 40.0, "latency_ms": 4.0}
+    for number in (0, 1, 2):
+        record_final(study, replace(FINAL, name=f"final-{number}", candidate=number, source=f"candidate-{number}", scores=worse))
+    study.write_json(FRONT_FILE, {"stage": "final", "members": []})
+    assert list(prune(study)) == []
 
 
 def test_one_that_cannot_be_read_hides_no_other(study: Study) -> None:

@@ -4,12 +4,14 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from nas.study import lease
+from nas.study.budget import append_line, read_lines
 from nas.study.lease import LEASE_FILE, Lease, held, is_running, read_lease, write_lease
 
 ELSEWHERE = Lease(host="elsewhere", boot="another", pid=7, token="theirs")
@@ -80,14 +82,43 @@ def test_what_a_dead_driver_left_expires(left: Lease | None, tmp_path: Path) -> 
 
 
 def test_a_driver_that_slept_while_another_took_over_ends(tmp_path: Path) -> None:
+    """What it would still record is refused: the folder is the other one's."""
+    record = tmp_path / "candidates.jsonl"
+
     def sleep() -> None:
         with held(tmp_path, "demo"):
+            append_line(record, {"number": 0})
             write_lease(tmp_path, ELSEWHERE)
-            time.sleep(20)
+            try:
+                time.sleep(20)
+            finally:
+                append_line(record, {"number": 1})
 
     with pytest.raises(ValueError, match="was taken over by process 7 on elsewhere"):
         sleep()
     assert read_lease(tmp_path) == ELSEWHERE
+    assert list(read_lines(record)) == [{"number": 0}]
+    append_line(record, {"number": 2})  # by a search of the same process later
+
+
+def test_a_driver_in_another_thread_ends_with_its_next_record(tmp_path: Path) -> None:
+    """Where a scheduler runs a search by `nas.api`: the main thread is not interrupted for it."""
+    ended = list[ValueError]()
+
+    def work() -> None:
+        try:
+            with held(tmp_path, "demo"):
+                write_lease(tmp_path, ELSEWHERE)
+                while True:
+                    append_line(tmp_path / "candidates.jsonl", {"number": 0})
+                    time.sleep(0.02)
+        except ValueError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "was taken over by process 7 on elsewhere" in str(ended[0])
 
 
 def test_of_two_that_begin_at_once_without_locks_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,8 @@ def test_what_follows_a_sigterm_is_its_doing(follows: Exception | None, tmp_path
                 raise
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated) as raised:
+    with pytest.raises(Terminated):
         work()
-    assert raised.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) == before and not (tmp_path / CHECKPOINT_ASKED).exists()
 
 
