@@ -105,10 +105,19 @@ def fit(
     result: Annotated[Path, typer.Argument(help="result.json of a kit that was made here.")],
 ) -> None:
     """Read a kit's result and write profiles/TARGET.json."""
+    from nas.device.profile import profile_path, write_profile
+
+    measured = profile_of(result)
+    write_profile(measured, profile_path(measured.target))
+    show(measured)
+
+
+def profile_of(result: Path) -> "Profile":
+    """What a kit of this working folder measured. Raises ValueError where the file is no result of one."""
     from deploy.measure import FORMAT
     from deploy.target import load_target
     from nas.device.calibrate import profile_from
-    from nas.device.profile import CARRIED, profile_path, write_profile
+    from nas.device.profile import CARRIED
     from search_spaces.architecture import Geometry, network_from_dict
     from search_spaces.kinds import text_of
 
@@ -127,9 +136,7 @@ def fit(
     of = json.loads(known.read_text())
     networks = {name: network_from_dict(fields) for name, fields in of["networks"].items()}
     target = load_target(of["target"])
-    measured = profile_from(content, networks, target, Geometry.from_dict(of["geometry"]), of["heads"], CARRIED)
-    write_profile(measured, profile_path(target.name))
-    show(measured)
+    return profile_from(content, networks, target, Geometry.from_dict(of["geometry"]), of["heads"], CARRIED)
 
 
 @profile_app.command()

@@ -84,7 +84,7 @@ def read_taken(result: Mapping[str, Any], networks: Mapping[str, Network]) -> tu
     taken = []
     try:
         for entry in result["measurements"]:
-            name, precision = entry["name"].rsplit("/", 1)
+            name, precision = str(entry["name"]).rsplit("/", 1)
             measurement = measurement_from_dict({key: value for key, value in entry.items() if key != "name"})
             taken.append(Taken(network=networks[name], precision=precision, measurement=measurement))
     except (KeyError, TypeError, ValueError) as error:

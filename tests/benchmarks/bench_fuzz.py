@@ -12,12 +12,13 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import tomllib
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ Read = Callable[[Path], object]
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build/bench/fuzz.json"
 SECONDS = 60  # for one file; an endless loop is a crash
+KIT = "0123456789abcdef"  # hash of a kit
 MEMORY = 12 << 30  # bytes of address space: what asks for more is a crash
 STRANGE: list[Any] = [
     None,
@@ -224,6 +226,7 @@ def make_seeds(folder: Path) -> None:
     import torch
     from transformers import HubertConfig, HubertModel
 
+    from nas.device.profile import write_profile
     from nas.stages.finals import Final, record_final
     from nas.study.candidates import Candidate
     from nas.study.config import StudyConfig
@@ -282,14 +285,17 @@ def make_seeds(folder: Path) -> None:
         HubertModel(HubertConfig(**sizes, **convolutions)).save_pretrained(folder / "teacher")
         geometry = load_teacher(str(folder / "teacher")).geometry
         save_student(Student(small, geometry, ("no", "yes"), heads="every state").folded(), folder / "student")
-    _make_profile(folder / "profile/profile.json", geometry, small)
+    profile = _make_profile(geometry, small)
+    write_profile(profile, folder / "profile/profile.json")
+    _make_kit_result(folder / "kit result", profile)
+    _make_bundle(folder, geometry)
 
 
-def _make_profile(path: Path, geometry: Any, small: Any) -> None:
+def _make_profile(geometry: Any, small: Any) -> Any:
     import dataclasses
 
     from deploy.measure import Measurement, device_facts
-    from nas.device.profile import Profile, Taken, write_profile
+    from nas.device.profile import Profile, Taken
 
     taken = tuple(
         Taken(
@@ -310,10 +316,55 @@ def _make_profile(path: Path, geometry: Any, small: Any) -> None:
         )
         for width in range(48, 144, 8)
     )
-    profile = Profile(
+    return Profile(
         target="host", threads=1, window=16_080, geometry=geometry, heads="every state", device=device_facts(), taken=taken
     )
-    write_profile(profile, path)
+
+
+def _make_kit_result(folder: Path, profile: Any) -> None:
+    """What a device brings back, beside what was remembered of the kit."""
+    import dataclasses
+
+    from deploy.measure import FORMAT
+    from nas.device.profile import PROFILES
+
+    networks = {f"student-{number}": taken.network for number, taken in enumerate(profile.taken)}
+    kept = {"target": profile.target, "geometry": json.loads(profile.geometry.to_json()), "heads": profile.heads}
+    kept["networks"] = {name: json.loads(network.to_json()) for name, network in networks.items()}
+    kits = folder / PROFILES / "kits"
+    kits.mkdir(parents=True)
+    (kits / f"{KIT}.json").write_text(json.dumps(kept))
+    measured = [{"name": f"{name}/fp32", **dataclasses.asdict(taken.measurement)} for name, taken in zip(networks, profile.taken)]
+    (folder / "result.json").write_text(
+        json.dumps({"format": FORMAT, "kit": KIT, "device": dict(profile.device), "seconds": 1.0, "measurements": measured})
+    )
+
+
+def _make_bundle(folder: Path, geometry: Any) -> None:
+    """With thresholds and a voice, as the device has them."""
+    from deploy.bundle import write_bundle
+    from deploy.target import load_target
+
+    thresholds = {
+        "voice_thresholds": [{"false_acceptance": 5.0, "threshold": 0.3}],
+        "stream_voice_thresholds": [{"false_acceptance": 5.0, "threshold": 0.4}],
+        "keyword_thresholds": [{"false_alarms_an_hour": 10.0, "keywords": {"no": {"threshold": 0.5}, "yes": {"threshold": 0.6}}}],
+    }
+    target = load_target("host")
+    clips = np.random.default_rng(0).normal(0, 0.1, (2, target.window)).astype(np.float32)
+    (folder / "bundle").rmdir()
+    made = write_bundle(
+        folder / "student",
+        folder / "bundle",
+        target=target,
+        clips=clips,
+        synthetic=True,
+        latency={"milliseconds": 0.5, "low": 0.4, "high": 0.6, "how": "measured"},
+    ).manifest
+    (folder / "bundle/manifest.json").write_text(json.dumps({**made, **thresholds}))
+    voice = {"embedding": [1.0] + [0.0] * (made["outputs"]["embedding"][1] - 1), "clips": 3}
+    content = {"model": made["files"]["model.onnx"]["sha256"], "voices": {"anna": voice}}
+    (folder / "bundle/voices.json").write_text(json.dumps(content))
 
 
 def _audio(place: Path) -> None:
@@ -384,6 +435,32 @@ def _profile(place: Path) -> None:
     device_of(read_profile(place / "profile.json"))
 
 
+def _kit_result(place: Path) -> None:
+    from nas.cli.profile import profile_of
+
+    with chdir(place):
+        profile_of(Path("result.json"))
+
+
+def _bundle(place: Path) -> None:
+    """Where it was exported, and then on a device."""
+    from deploy.bundle import check_answers, verify_bundle
+
+    runtime = str(ROOT / "deploy/runtime")
+    if runtime not in sys.path:
+        sys.path.insert(0, runtime)
+    import classify
+    import enrol
+    import listen
+
+    check_answers(verify_bundle(place))
+    _, manifest, _ = classify.load_model(place)
+    enrol.read_voices(place / "voices.json", manifest)
+    enrol.enrolment_threshold(manifest)
+    enrol.voice_threshold(manifest, 5.0, "stream_voice_thresholds")
+    listen.keyword_thresholds(manifest, None)
+
+
 def _first_parse(file: Path) -> object:
     """As a library alone sees it."""
     import pyarrow.parquet as pq
@@ -414,6 +491,8 @@ FORMATS: dict[str, Format] = {
     "teacher": Format(("config.json", "model.safetensors"), _first_parse, _teacher),
     "student": Format(("architecture.json", "weights.safetensors"), _first_parse, _student),
     "profile": Format(("profile.json",), _first_parse, _profile),
+    "kit result": Format(("result.json",), _first_parse, _kit_result),
+    "bundle": Format(("manifest.json", "voices.json"), _first_parse, _bundle),
 }
 
 

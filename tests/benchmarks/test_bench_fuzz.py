@@ -27,9 +27,12 @@ def seeds(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["audio", "corpus", "trials", "target", "recipe", "study", "teacher", "student", "profile"])
+FORMATS = ("audio", "corpus", "trials", "target", "recipe", "study", "teacher", "student", "profile", "kit result", "bundle")
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_changed_file_is_read_or_refused_in_a_line(name: str, bench: ModuleType, seeds: Path) -> None:
-    assert set(bench.FORMATS) == {"audio", "corpus", "trials", "target", "recipe", "study", "teacher", "student", "profile"}
+    assert set(bench.FORMATS) == set(FORMATS)
     lines = [bench.one(name, seeds, number, seed=100) for number in range(MUTATIONS)]
     assert not [line["crash"] for line in lines if "crash" in line]
     assert any("refused" in line for line in lines)

@@ -181,7 +181,7 @@ def test_a_search_learns_from_studies_of_its_space_and_teacher_alone(tmp_path: P
 def test_a_home_in_which_nothing_can_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray keeps a token there. The command ends right after Ray has answered."""
     monkeypatch.setenv("HOME", "/proc")
-    assert "more than the cluster has" in refused(tmp_path, "search", "--cpus", "4096").splitlines()[-1]
+    assert "more than a node has" in refused(tmp_path, "search", "--cpus", "4096").splitlines()[-1]
 
 
 def test_gpus_that_the_cluster_lacks(tmp_path: Path) -> None:
