@@ -14,7 +14,7 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing answers there: no te
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start too: test processes already fill the cores,
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # and a thread that waits must not keep one busy
-os.environ["RAY_worker_niceness"] = "0"  # Ray's own 15 lets searches wait for all tests that run beside them
+os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own 15 lets searches wait for all tests that run beside them
 
 import numpy as np
 import pytest
