@@ -2,7 +2,8 @@
 moment of every stage, each search continued until it ends. What was lost, what is there twice, what a kill cost in seconds of work,
 and whether the ledger is right.
 
-One search after another, whose students are tiny; every kill is a line in OUT/kills.jsonl, so an interrupted run goes on.
+One search after another, whose students are tiny; every kill is a line in OUT/kills.jsonl, so an interrupted run goes on. Several
+may run at once: searches wait for Ray and for signs of life as often as they compute.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
     until = time.monotonic() + 60 * asked.minutes
     while len(kills(asked.out)) < asked.kills and time.monotonic() < until:
         number = len(_lines(asked.out / "searches.jsonl"))
-        ended = Survivor(asked.out, f"search-{number}-{os.getpid()}", random.Random(number)).run()
+        ended = Survivor(asked.out, f"search-{number}-{os.getpid()}", random.Random()).run()
         _append(asked.out / "searches.jsonl", ended)
         (asked.out / "survive.json").write_text(json.dumps(summary(asked.out), indent=2) + "\n")
         print(json.dumps(summary(asked.out), indent=2), flush=True)
