@@ -199,9 +199,10 @@ class PositionTable(nn.Module):
 
 
 def sinusoids(length: int, channels: int) -> Tensor:
-    """(length, channels), of an even number of channels: first the sines, then the cosines."""
-    rates = torch.exp(-math.log(WHISPER_TIMESCALE) / max(1, channels // 2 - 1) * torch.arange(channels // 2))
-    angles = torch.arange(length)[:, None] * rates
+    """(length, channels), of an even number of channels: first the sines, then the cosines. On the CPU, whatever is the default:
+    on `meta`, on which a teacher is made, torch would load its compiler for it, 2 seconds in each process."""
+    rates = torch.exp(-math.log(WHISPER_TIMESCALE) / max(1, channels // 2 - 1) * torch.arange(channels // 2, device="cpu"))
+    angles = torch.arange(length, device="cpu")[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
