@@ -284,7 +284,7 @@ def test_an_export_that_is_ended_leaves_nothing(searched: tuple[Path, str]) -> N
         assert process.poll() is None
         time.sleep(0.02)
     process.terminate()
-    assert process.wait(60) == 143 and begun != {"ended"}
+    assert process.wait(60) == 75 and begun != {"ended"}
     assert {path.name for path in exports.iterdir()} == before
 
 

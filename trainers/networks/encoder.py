@@ -52,10 +52,11 @@ def convolve(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
 
 
 def _filled_groups(x_btc: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Both with zeros up to AMX_CHANNELS a group where oneDNN 3.12 computes noise: in bfloat16 on a CPU with AMX, groups of 4 to 14
-    channels. Students of `mini-hubert` have 12 at width 192; in float32 the convolution would take six times as long."""
-    missing = AMX_CHANNELS - weight.shape[1]
-    if groups == 1 or missing <= 0 or not (torch.is_autocast_enabled("cpu") and torch.cpu._is_amx_tile_supported()):
+    """Both with zeros, in bfloat16 on a CPU, where oneDNN 3.12 fails: up to AMX_CHANNELS a group with AMX, where it computes noise
+    for groups of 4 to 14 channels (students of `mini-hubert` have 12 at width 192; in float32 the convolution would take six times
+    as long); up to 2 without AMX, where it never ends to make a kernel for groups of one channel and 15 taps or more."""
+    missing = (AMX_CHANNELS if torch.cpu._is_amx_tile_supported() else 2) - weight.shape[1]
+    if groups == 1 or missing <= 0 or not torch.is_autocast_enabled("cpu"):
         return x_btc, weight
     x_btgc = x_btc.reshape(*x_btc.shape[:-1], groups, -1)
     return F.pad(x_btgc, (0, missing)).flatten(-2), F.pad(weight, (0, 0, 0, 0, 0, missing))
