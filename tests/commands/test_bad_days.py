@@ -204,6 +204,20 @@ def test_a_full_disk_is_said_and_the_search_goes_on_with_room(on_known_machine: 
         subprocess.run(["umount", str(studies)], check=True)
 
 
+def test_memory_that_is_gone_is_said_and_the_study_goes_on_with_more(
+    on_known_machine: Path, tiny_search: Options, srlnas: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own monitor kills workers, as if the machine had no memory left for them."""
+    with monkeypatch.context() as context:
+        context.setenv("RAY_memory_usage_threshold", "0.01")
+        search = Search(on_known_machine, *tiny_search, "--name", "one", "--candidates", "2", "--finalists", "1")
+        assert search.ends() == 2, search.said()
+    said = search.said()
+    assert "low on memory" in said.splitlines()[-1] and "Traceback" not in said and len(said.splitlines()) < 30
+    srlnas(on_known_machine, "search", "--resume", "one")
+    all_is_there(on_known_machine, f"sqlite:///{on_known_machine}/srlnas.db")
+
+
 def test_a_study_that_is_copied_elsewhere_goes_on_there_before_it_began(
     on_known_machine: Path, tiny_search: Options, srlnas: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
