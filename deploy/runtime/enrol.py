@@ -44,10 +44,9 @@ def read_voices(path: Path, manifest: dict[str, Any], *, must_exist: bool = Fals
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        model, voices = (
-            content["model"],
-            {name: np.array(kept["embedding"], np.float32) for name, kept in content["voices"].items()},
-        )
+        with np.errstate(over="ignore"):  # what is too large is not finite
+            voices = {name: np.array(kept["embedding"], np.float32) for name, kept in content["voices"].items()}
+        model = content["model"]
         size = manifest["outputs"]["embedding"][1]
         if not all(voice.shape == (size,) and np.isfinite(voice).all() for voice in voices.values()):
             raise ValueError
@@ -61,14 +60,22 @@ def read_voices(path: Path, manifest: dict[str, Any], *, must_exist: bool = Fals
 def voice_threshold(manifest: dict[str, Any], rate: float, among: str = "voice_thresholds") -> float | None:
     """The similarity from which a voice is taken for another, in at most `rate` percent of cases; of the next higher rate that the
     manifest supports; None where it supports none. among: those chosen on clips, or on `stream_voice_thresholds`."""
-    stated = {entry["false_acceptance"]: entry["threshold"] for entry in manifest.get(among, ()) if "threshold" in entry}
-    return next((threshold for known, threshold in sorted(stated.items()) if known >= rate), None)
+    return next((threshold for known, threshold in sorted(stated(manifest, among)) if known >= rate), None)
 
 
 def enrolment_threshold(manifest: dict[str, Any]) -> float | None:
     """The similarity from which clips may be of one voice: the lowest that the manifest has for clips, as nearly all of one voice
     reach it; None where it has none."""
-    return min((entry["threshold"] for entry in manifest.get("voice_thresholds", ()) if "threshold" in entry), default=None)
+    return min((threshold for _, threshold in stated(manifest, "voice_thresholds")), default=None)
+
+
+def stated(manifest: dict[str, Any], among: str) -> list[tuple[float, float]]:
+    """Percent of other voices that are taken for one, and the similarity. Raises ValueError where they are no numbers."""
+    try:
+        entries = [entry for entry in manifest.get(among, ()) if "threshold" in entry]
+        return [(float(entry["false_acceptance"]), float(entry["threshold"])) for entry in entries]
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        raise ValueError("manifest.json is damaged: export the model again") from None
 
 
 def embedding_of(path: Path, session: Any, manifest: dict[str, Any]) -> Samples:
