@@ -48,6 +48,8 @@ CHECKPOINTS = "3"  # seconds between two of a training
 LOOK = 0.1
 KILLS = 3  # of one search in one stage: a training is tried again as often
 LONGEST_WAIT = 6.0  # seconds into a stage, at most, before the kill
+COMES_WITHIN = 60.0  # seconds for a worker that is waited for
+TRAINING = ("tutor", "shared student", "candidates", "finals")  # stages that have workers
 OPTIONS = ("--space", "edge", "--steps", "4", "--batch", "8", "--candidates", "3", "--finalists", "2", "--budget", "3cpu-hours")
 
 
@@ -168,17 +170,31 @@ class Survivor:
         return self.running.returncode == 0
 
     def _kill(self, stage: str) -> None:
-        assert self.running is not None
+        """Of what was killed least there. A worker is waited for, since it comes seconds after its stage has begun, and killed some
+        seconds into its training."""
         done = Counter((kill["victim"], kill["stage"]) for kill in kills(self.out))
-        found = {victim: pids for victim in VICTIMS if (pids := self._processes(victim))}
-        victim = min(found, key=lambda name: (done[name, stage], self.rng.random()))
+        victims = VICTIMS if stage in TRAINING else [victim for victim in VICTIMS if victim != "worker"]
+        victim = min(victims, key=lambda name: (done[name, stage], self.rng.random()))
+        if victim == "worker" and self._awaits_worker(stage):
+            time.sleep(self.rng.uniform(0, LONGEST_WAIT))
         now = time.time()
-        for pid in found[victim]:
+        if not (pids := self._processes(victim)):
+            return
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         kill = {"search": self.name, "stage": stage, "victim": victim, "lost_seconds": round(self._lost(now, victim), 2)}
         _append(self.out / "kills.jsonl", kill)
         print(kill, flush=True)
+
+    def _awaits_worker(self, stage: str) -> bool:
+        assert self.running is not None
+        until = time.monotonic() + COMES_WITHIN
+        while not (there := bool(self._processes("worker"))) and self._stage() == stage and self.running.poll() is None:
+            if time.monotonic() > until:
+                break
+            time.sleep(LOOK)
+        return there
 
     def _processes(self, victim: str) -> list[int]:
         assert self.running is not None
