@@ -143,7 +143,7 @@ class _Keeper:
     """A thread that renews a lease. When another driver has taken it, nothing more is written in the folder, and the work is
     interrupted where it is in the main thread; in another one its next record ends it.
 
-    in_main: whether it is."""
+    in_main: whether the work is in the main thread."""
 
     folder: Path
     name: str

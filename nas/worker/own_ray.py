@@ -68,10 +68,11 @@ def stay_on_loopback() -> None:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Ray's start leaves a handler of SIGTERM that ends the process as failed; after the block it is again what it was."""
+    """Ray's start leaves a handler of SIGTERM that ends the process as failed. After the block the command's own is back; where
+    there was none, as in a notebook, Ray's stays."""
     before = signal.getsignal(signal.SIGTERM)
     yield
-    if threading.current_thread() is threading.main_thread():
+    if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
 
@@ -114,8 +115,9 @@ class Watch:
 
 @contextmanager
 def watched(command: str) -> Iterator[None]:
-    """For a block of work. Raises ValueError, whatever the block raised of it, when Ray of this command's own
-    has died. command: that goes on with the work."""
+    """For a block of work. Raises ValueError, whatever the block raised of it, when Ray of this command's own has died.
+
+    command: that goes on with the work."""
     watch = Watch(command)
     threading.Thread(target=watch.run, daemon=True).start()
     try:

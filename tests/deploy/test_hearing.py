@@ -68,8 +68,9 @@ def test_thresholds_of_voices_are_chosen_on_what_the_script_tells_in_streams(
     assert manifest["stream_voices"] == [] and "in streams of validation speakers" not in (bundle / "README.md").read_text()
     monkeypatch.setattr(thresholds, "ENOUGH", 0.1)  # trials: how many events come of random weights depends on the machine
     found = listening(bundle, Speech(corpus=tiny_corpus, noise=None, rates=(MANY, 1.0)))
-    *others, ten = found["stream_voice_thresholds"]
-    assert [entry["false_acceptance"] for entry in others] == [1.0, 5.0]
+    one, five, ten = found["stream_voice_thresholds"]
+    is_stated = ["threshold" in entry for entry in (one, five, ten)]
+    assert [entry["false_acceptance"] for entry in (one, five)] == [1.0, 5.0] and is_stated == sorted(is_stated)
     assert -1 <= ten["threshold"] <= 1 and 0 <= ten["missed"] <= 100
     shown = found["stream_voices"][-1]
     assert shown["chosen_for"] == 10.0 and shown["voices"] > 1 and shown["events"] > 0

@@ -10,6 +10,7 @@ import pytest
 
 from nas.worker import ending
 from nas.worker.ending import Terminated, ended_by_sigterm, wait_for_checkpoints
+from nas.worker.own_ray import own_sigterm
 from trainers.learning.resume import CHECKPOINT_ASKED
 
 
@@ -76,6 +77,19 @@ def test_what_follows_a_sigterm_is_its_doing(follows: Exception | None, tmp_path
 def test_an_error_without_a_signal_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), ended_by_sigterm(tmp_path):
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_ray_s_start_takes_no_command_s_handler(is_command: bool) -> None:
+    """Ray's own ends the process as failed; in a notebook, which has none, it stays."""
+    theirs, ours = lambda *_: None, signal.default_int_handler if is_command else signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with own_sigterm():
+            signal.signal(signal.SIGTERM, theirs)
+        assert signal.getsignal(signal.SIGTERM) == (ours if is_command else theirs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
