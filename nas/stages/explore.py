@@ -17,7 +17,7 @@ from nas.study.folder import earlier_studies
 from nas.study.progress import say
 from nas.tracking.mirror import Tracking
 from nas.worker.context import cost_scores, space_of
-from nas.worker.deaths import Deaths
+from nas.worker.deaths import Deaths, revived
 from nas.worker.task import Task, task_json
 from nas.worker.trainings import HEARTBEAT, check_room, trainable
 from search_spaces.architecture import RECEPTIVE_FIELD, Architecture, Geometry, Heads
@@ -35,7 +35,8 @@ class Exploration:
         """tick: hears the resource-seconds that candidates have spent and may spend."""
         self.admission, self.context, self.plan, self.tick = admission, admission.context, admission.plan, tick
         self.records = Records(self.context.study, admission.account, tracking)
-        self.interrupted = {c.number: c for c in self.context.study.candidates() if c.state == "running"}
+        self.history = [revived(candidate) for candidate in self.context.study.candidates()]
+        self.interrupted = {c.number: c for c in self.history if c.state == "running"}
         self.deaths = Deaths()
         self.absence: ValueError | None = None  # of workers
 
@@ -95,7 +96,7 @@ class Exploration:
         return StudySearcher(
             space,
             hooks,
-            history=self.context.study.candidates(),
+            history=self.history,
             seed=config.seed,
             limit=config.candidates,
             sampler=config.sampler,

@@ -2,14 +2,16 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from ray.exceptions import RayTaskError
 
+from nas.study.candidates import Candidate
 from nas.study.progress import say
 
 MOST_DEATHS = 3  # of one training, after which it is tried again; the next one is the last
+TOO_OFTEN = f"the worker died {MOST_DEATHS + 1} times"  # begins the error then
 TOGETHER = 3.0  # seconds within which deaths have one cause, and are said in one line
 OF_A_NODE = re.compile(r"\bnode\b[^.]* (has died|is dead|has crashed)")
 NAMED = 3  # trainings in a line
@@ -28,6 +30,12 @@ def in_a_line(reason: str) -> str:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     told = [line for line in lines if "low on memory" in line] or lines or [UNKNOWN]
     return told[-1][:REASON]
+
+
+def revived(candidate: Candidate) -> Candidate:
+    """As it is when a study is resumed: one that died of its surroundings too often is to be tried again."""
+    has_died = candidate.state == "failed" and (candidate.error or "").startswith(TOO_OFTEN)
+    return replace(candidate, state="running", error=None) if has_died else candidate
 
 
 @dataclass

@@ -121,7 +121,6 @@ def _students(context: Context, task: Task, watch: Stopwatch) -> Iterator[Studen
         return
     architecture = network_from_dict(json.loads(task.architecture))
     student = build_student(context, architecture, task.start, distilled=task.distill_steps > 0)
-    watch.part("building")
     yield from train(context, student, task, watch)
 
 
@@ -166,10 +165,7 @@ def build_student(context: Context, architecture: Network, start: Start, *, dist
         return shared_student(str(context.study.folder.resolve())).extract(architecture)
     if start == "model":
         return continued(load_student(context.study.weights_folder(MODEL)), recipe.speaker_layer)
-    student = make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
-    if start == "kept layers" and recipe.fit_windows and isinstance(architecture, Architecture) and architecture.depth:
-        fit_student(student, context.targets, context.lesson)
-    return student
+    return make_student(context.teacher, recipe, keywords, architecture, start, distilled=distilled)
 
 
 def make_student(
@@ -196,13 +192,19 @@ def make_student(
 
 
 def train(context: Context, student: Student, task: Task, watch: Stopwatch | None = None) -> Iterator[Student]:
-    """Distils up to each rung, and gives for each a copy that is fine-tuned, so that distillation goes on from what it made; at the
-    last one nothing goes on, and the student itself is."""
+    """Fits what inherited to its teacher, distils up to each rung, and gives for each a copy that is fine-tuned, so that
+    distillation goes on from what it made; at the last one nothing goes on, and the student itself is."""
     device, watch = device_of(context.study.config), watch or Stopwatch()
     is_taught, recipe = _is_taught(student, task.start), context.study.config.recipe
     recipe = dataclasses.replace(recipe, **{"rate": _rate(recipe, student, task.start, is_taught), **task.tuning})
     optimizer, checkpoint = distiller(student.to(device), recipe), distilling(context, task, recipe)
-    done = checkpoint.read(student, optimizer, device) if checkpoint else 0
+    read = checkpoint.read(student, optimizer, device) if checkpoint else None
+    if read is None and _is_fitted(student, task.start, recipe):
+        fit_student(student, context.targets, context.lesson)
+        if checkpoint:
+            checkpoint.keep(student, optimizer, 0)
+    done = read or 0
+    watch.part("building")
     lengths, share = task.lengths(), sharing(context, task.seed) if task.sharing else alone
     for rung in range(task.done, task.rungs):
         distill_steps, finetune_steps = lengths[rung]
@@ -246,6 +248,12 @@ def train(context: Context, student: Student, task: Task, watch: Stopwatch | Non
         )
         watch.part("fine-tuning")
         yield tuned
+
+
+def _is_fitted(student: Student, start: Start, recipe: Recipe) -> bool:
+    """Whether it is fitted to its teacher before it trains: what has layers that it took over."""
+    a = student.architecture
+    return start == "kept layers" and recipe.fit_windows > 0 and isinstance(a, Architecture) and a.depth > 0
 
 
 def _rate(recipe: Recipe, student: Student, start: Start, is_taught: bool) -> float:

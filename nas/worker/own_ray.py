@@ -68,12 +68,19 @@ def stay_on_loopback() -> None:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Ray's start leaves a handler of SIGTERM that ends the process as failed. After the block the command's own is back; where
-    there was none, as in a notebook, Ray's stays."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    """Ray's start sets handlers of SIGTERM that end the process as failed. After the block the command's own is back, and it hears
+    of a signal that came within; where there was none, as in a notebook, Ray's stays."""
+    ours = signal.getsignal(signal.SIGTERM)
+    if not callable(ours) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # nothing else in Ray's start raises it
+        ours(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def quiet() -> None:

@@ -4,7 +4,8 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from search_spaces.architecture import EMBEDDING_DIM
 from trainers.learning.batches import Augmentation
 from trainers.learning.distill import Trainable, distillation_losses, update
-from trainers.learning.heads import fit_heads, head_batches, hear
+from trainers.learning.heads import Heard, fit_heads, from_tensors, head_batches, hear, to_tensors
 from trainers.learning.precision import autocast, compiled
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import Checkpoint
@@ -37,6 +38,7 @@ from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
 
 Progress = Callable[[int, int], None]
+Hearing = Callable[[], Mapping[str, Heard]]
 ADDITIVE_MARGIN = 0.2
 RISE = 0.15  # of the updates
 
@@ -137,15 +139,23 @@ def finetune(
     angular = kind(len(corpora), generator=torch.Generator().manual_seed(seed), corpora=corpora).to(device)
     tutoring = None if tutor is None else Tutoring(keywords=recipe.keywords, speakers=recipe.speakers).to(device)
     optimizer, both = _optimizer(student, angular, tutoring, recipe), _together(student, angular, tutoring)
-    done = checkpoint.read(both, optimizer, device) if checkpoint else 0
+    read = checkpoint.read(both, optimizer, device) if checkpoint else None
+    done = read or 0
+
+    def keep(steps: int, heard: Hearing = dict) -> None:
+        if checkpoint:
+            checkpoint.keep(both, optimizer, steps, lambda: to_tensors(heard()))
+
+    begun = from_tensors(checkpoint.beside, device) if checkpoint else {}
     plain = _streams(student, corpus, recipe, window, augment, seed, share)
     streams = plain if tutor is None else _streams(student, corpus, recipe, window, augment, seed, _answered(share, tutor, device))
     before, after = head_batches(steps, recipe.head_steps)
     student.train()
     if isinstance(student, Student):
         if is_taught and before:
-            if not done:
-                _fit_heads(student, streams, recipe, before, angular, tutoring, device)
+            if read is None or (not read and begun):  # in the middle of which it was cut
+                _fit_heads(student, streams, recipe, before, angular, tutoring, device, begun, partial(keep, 0))
+                keep(0)
             student.norm.eval()
         if recipe.frozen:
             freeze(student)
@@ -173,12 +183,12 @@ def finetune(
             update(student.parameters(), optimizer, total)
             computed += [loss.item() for loss in each]
         losses.append(tuple(computed))
-        if checkpoint:
-            checkpoint.keep(both, optimizer, step + 1)
+        keep(step + 1)
         if progress:
             progress(step + 1, steps)
     if isinstance(student, Student) and after:
-        _fit_heads(student, _further(streams, plain, steps), recipe, after, angular, None, device)
+        begun = begun if read == steps else {}
+        _fit_heads(student, _further(streams, plain, steps), recipe, after, angular, None, device, begun, partial(keep, steps))
     return losses
 
 
@@ -208,13 +218,21 @@ def _fit_heads(
     angular: AngularSoftmax,
     tutoring: Tutoring | None,
     device: torch.device,
+    begun: Mapping[str, Heard],
+    keep: Callable[[Hearing], None],
 ) -> None:
-    """On so many batches of each task."""
-    words, voices = (
-        hear(student, stream, steps, device) if is_asked else None
-        for stream, is_asked in zip(streams, (recipe.keywords, recipe.speakers))
-    )
-    fit_heads(student, words, voices, angular.classes, angular.corpora, tutoring.turn if tutoring else None)
+    """On so many batches of each task. begun: what was heard before; keep: hears of what is heard by now."""
+    heard = dict[str, Heard]()
+
+    def of(task: str, stream: Stream) -> Heard:
+        kept = begun.get(task)
+        return hear(student, stream, steps, device, begun=kept, keep=lambda one: keep(lambda: {**heard, task: one()}))
+
+    for task, stream, is_asked in zip((KEYWORDS, SPEAKERS), streams, (recipe.keywords, recipe.speakers)):
+        if is_asked:
+            heard[task] = of(task, stream)
+    turn = tutoring.turn if tutoring else None
+    fit_heads(student, heard.get(KEYWORDS), heard.get(SPEAKERS), angular.classes, angular.corpora, turn)
 
 
 def _answered(share: Share, tutor: Student, device: torch.device) -> Share:

@@ -7,6 +7,7 @@ then the statistics of the norm before them stay, since those of a batch of 16 w
 After tuning they are fitted again: in some hundred steps an encoder learns more than its heads follow.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,22 +38,57 @@ class Heard:
 
     features: Tensor
     labels: Tensor
-    answers: Tensor | None
+    answers: Tensor | None = None
 
 
 @torch.no_grad()
-def hear(student: Student, stream: Stream, steps: int, device: torch.device) -> Heard:
-    """Of the first batches of a stream, so many; the student is then as it was."""
-    was_training, features, labels, answers = student.training, list[Tensor](), list[Tensor](), list[Tensor]()
+def hear(
+    student: Student,
+    stream: Stream,
+    steps: int,
+    device: torch.device,
+    *,
+    begun: Heard | None = None,
+    keep: Callable[[Callable[[], Heard]], object] = lambda heard: None,
+) -> Heard:
+    """Of the first batches of a stream, so many; the student is then as it was.
+
+    begun: of the first of them, what was heard before. keep: hears after each batch of a function that gives all so far."""
+    was_training, parts = student.training, [begun] if begun else []
     student.eval()
-    for batch in map(stream, range(steps)):
+    at = 0 if begun is None else len(begun.labels) // len(stream(0).labels)
+    for batch in map(stream, range(at, steps)):
         with autocast(device):
-            features.append(student.hear(torch.tensor(batch.audio, device=device).float()).float())
-        labels.append(torch.tensor(batch.labels, device=device))
-        if batch.answers is not None:
-            answers.append(torch.tensor(batch.answers, device=device).float())
+            features = student.hear(torch.tensor(batch.audio, device=device).float()).float()
+        answers = None if batch.answers is None else torch.tensor(batch.answers, device=device).float()
+        parts.append(Heard(features=features, labels=torch.tensor(batch.labels, device=device), answers=answers))
+        keep(lambda: _joined(parts))
     student.train(was_training)
-    return Heard(features=torch.cat(features), labels=torch.cat(labels), answers=torch.cat(answers) if answers else None)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Heard]) -> Heard:
+    """With answers where all have some."""
+    answers = [part.answers for part in parts if part.answers is not None]
+    return Heard(
+        features=torch.cat([part.features for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        answers=torch.cat(answers) if len(answers) == len(parts) else None,
+    )
+
+
+def to_tensors(heard: Mapping[str, Heard]) -> dict[str, Tensor]:
+    """What was heard of each task, for a checkpoint."""
+    return {f"{task}.{name}": value for task, one in heard.items() for name, value in vars(one).items() if value is not None}
+
+
+def from_tensors(kept: Mapping[str, Tensor], device: torch.device) -> dict[str, Heard]:
+    """`to_tensors` backwards."""
+    tasks = {name.partition(".")[0] for name in kept}
+    fields = {
+        task: {name.partition(".")[2]: kept[name].to(device) for name in kept if name.startswith(f"{task}.")} for task in tasks
+    }
+    return {task: Heard(**fields[task]) for task in tasks}
 
 
 @torch.no_grad()

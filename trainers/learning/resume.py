@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 GENERATORS = "generator."
+BESIDE = "beside."
 CHECKPOINT_ASKED = "ending"  # a file beside the folders of checkpoints: whoever trains is to write one now
 ASKING = 0.5  # seconds between two looks for it
 FORMAT = 1  # of the files; those of before it was written down have none
 ABOUT = ("format", "tensors")  # of a file's metadata, what is about the file
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+Beside = Callable[[], Mapping[str, Tensor]]
 
 
 class PassedOver(UserWarning):
@@ -28,12 +32,14 @@ class PassedOver(UserWarning):
 class Checkpoint:
     """A file that one training is kept in by time, so that an interruption loses no more than that. A short one writes none.
 
-    of: a number of all that the training depends on. The file of another one is passed over, and overwritten.
+    of: a number of all that the training depends on. The file of another one is passed over, and overwritten. beside: tensors that
+    were kept beside the training's own, when it was read.
     """
 
     path: Path
     of: int
     clock: Callable[[], float] = time.monotonic
+    beside: Mapping[str, Tensor] = field(init=False, default_factory=dict)
     written: float = field(init=False)
     looked: float = field(init=False)
     was_asked: bool = field(init=False, default=False)
@@ -41,27 +47,28 @@ class Checkpoint:
     def __post_init__(self) -> None:
         self.written = self.looked = self.clock()
 
-    def read(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    def read(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int | None:
         """Into what trains; returns the steps that are done. What follows is then what would have followed.
 
-        0 where there is no file, or one of another training; where it is damaged or of another version, with a warning.
+        None where there is no file, or one of another training; where it is damaged or of another version, with a warning.
         """
         position = kept_position(self.path)
         if position.get("of") != self.of:
-            return 0
+            return None
         try:
-            generators = _read_generators(self.path)
+            generators, beside = _read_generators(self.path), _read_named(self.path, BESIDE)
             read_state(self.path, model, optimizer, device)
         except (ValueError, SafetensorError) as error:
             _pass_over(self.path, error)
-            return 0
+            return None
         _set_generators(generators, device)
+        self.beside = beside
         return position["steps"]
 
-    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Writes it where the last time is long ago, or where it is asked for, once."""
+    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, beside: Beside = dict) -> None:
+        """Writes it where the last time is long ago, or where it is asked for, once. beside: asked for where it is written."""
         if self.clock() - self.written >= interval() or self._is_asked():
-            self.write(model, optimizer, steps)
+            self.write(model, optimizer, steps, beside())
 
     def _is_asked(self) -> bool:
         if self.was_asked or self.clock() - self.looked < ASKING:
@@ -70,8 +77,8 @@ class Checkpoint:
         self.was_asked = (self.path.parent.parent / CHECKPOINT_ASKED).exists()
         return self.was_asked
 
-    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        write_state(self.path, model, optimizer, {"steps": steps, "of": self.of})
+    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, beside: Mapping[str, Tensor] = NOTHING) -> None:
+        write_state(self.path, model, optimizer, {"steps": steps, "of": self.of}, beside)
         self.written = self.clock()
 
 
@@ -80,7 +87,13 @@ def interval() -> float:
     return float(os.environ.get("SRLNAS_CHECKPOINT_SECONDS", "30"))
 
 
-def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Mapping[str, int]) -> None:
+def write_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Mapping[str, int],
+    beside: Mapping[str, Tensor] = NOTHING,
+) -> None:
     """Renamed into place when on disk."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -88,6 +101,7 @@ def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
             if parameter in optimizer.state:  # nothing has changed a parameter without a gradient
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors |= {GENERATORS + name: state for name, state in _generators(next(model.parameters()).device).items()}
+    tensors |= {BESIDE + name: value for name, value in beside.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")  # two workers may write the same
     where = {name: str(value) for name, value in {**position, "format": FORMAT, "tensors": len(tensors)}.items()}
@@ -156,10 +170,16 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def _read_generators(path: Path) -> dict[str, Tensor]:
+    """Raises SafetensorError where that of the CPU is missing."""
+    return _read_named(path, GENERATORS, "cpu")
+
+
+def _read_named(path: Path, prefix: str, *wanted: str) -> dict[str, Tensor]:
+    """The tensors of a prefix, without it, on the CPU. Raises SafetensorError where one that is wanted is missing."""
     with safe_open(path, "pt") as file:
-        kept = set(file.keys())
-        names = {GENERATORS + "cpu", *(name for name in kept if name.startswith(GENERATORS))}
-        return {name.removeprefix(GENERATORS): file.get_tensor(name) for name in names}
+        kept = list(file.keys())
+        names = {name.removeprefix(prefix) for name in kept if name.startswith(prefix)}
+        return {name: file.get_tensor(prefix + name) for name in {*wanted, *names}}
 
 
 def restore_generators(path: Path, device: torch.device) -> None:

@@ -5,20 +5,25 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
+from nas.study.candidates import Candidate
 from nas.study.config import StudyConfig
 from nas.worker import cluster
-from nas.worker.deaths import MOST_DEATHS, Deaths, listed
+from nas.worker.deaths import MOST_DEATHS, Deaths, listed, revived
 from nas.worker.presence import SILENCE
 from nas.worker.trainings import run_tasks
+from search_spaces.architecture import Architecture
 
 CONFIG = StudyConfig(name="a")
+STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
 Json = Callable[[str], str]
 
 
@@ -152,6 +157,20 @@ def test_a_line_names_what_died_together(capsys: pytest.CaptureFixture[str]) -> 
     deaths.say({"candidate-3"}, wait=0.0)
     assert capsys.readouterr().err == ""
     assert listed(["a", "b", "c", "d"]) == "4 trainings (a, b, c, ...)"
+
+
+def test_what_died_too_often_is_tried_again_when_the_study_is_resumed() -> None:
+    """What failed by itself is not, also where its worker had died before."""
+    deaths, by_itself = Deaths(), RayTaskError("train", "", ValueError("its own"))  # type: ignore[no-untyped-call]
+    while deaths.again("often", "low on memory"):
+        pass
+    deaths.again("once", "lost")
+    assert not deaths.again("once", "its own", by_itself)
+    ended = {
+        name: Candidate(number=1, architecture=STUDENT, state="failed", error=deaths.error(name)) for name in ("often", "once")
+    }
+    assert revived(ended["often"]) == replace(ended["often"], state="running", error=None)
+    assert revived(ended["once"]) == ended["once"]
 
 
 def test_want_of_memory_is_said_without_the_essay_behind_it() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -90,6 +91,24 @@ def test_ray_s_start_takes_no_command_s_handler(is_command: bool) -> None:
         assert signal.getsignal(signal.SIGTERM) == (ours if is_command else theirs)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_while_ray_starts_is_heard_by_the_command() -> None:
+    """Ray's handlers end the process with codes of their own."""
+
+    def start() -> None:
+        with own_sigterm():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    ours = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from nas.worker.trainings import reports
 from nas.worker.unfinished import FOLDERS, forget
 from search_spaces.architecture import Architecture, Baseline
 from trainers.importing.synthetic import speak_corpus
+from trainers.learning.distill import fit_student
 from trainers.learning.recipe import Recipe
+from trainers.networks.student import Student
 
 STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
 
@@ -108,6 +110,22 @@ def test_a_candidate_goes_on_in_its_last_rung(study: Study, count: Callable[...,
     assert left(study) == {"distilled/parts.safetensors", "tuned/parts.safetensors"}
     assert count(replace(task, done=1)) == 10
     assert made(study, "parts") == whole and not left(study)
+
+
+def test_what_was_fitted_is_kept(study: Study, count: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that is cut before its first update is not fitted to its teacher again; one of another task is."""
+    fitted = list[Student]()
+
+    def fit(student: Student, *lesson: Any) -> None:
+        fitted.append(student)
+        fit_student(student, *lesson)
+
+    monkeypatch.setattr("nas.worker.evaluate.fit_student", fit)
+    task = student_task(study, name="fitted", distill_steps=0)
+    count(task, 0)
+    assert [count(task), len(fitted)] == [12, 1]
+    count(task, 0)
+    assert [count(replace(task, seed=1)), len(fitted)] == [12, 3]
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"finetune_steps": 7}, {"tuning": {"rate": 1e-3}}, BASELINE])

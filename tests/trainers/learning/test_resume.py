@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainers.learning.distill import distill, distiller
 from trainers.learning.finetune import finetune, one_cycle
 from trainers.learning.recipe import Recipe
 from trainers.learning.resume import CHECKPOINT_ASKED, Checkpoint, PassedOver, read_position
+from trainers.learning.streams import Batch, Share, Stream, alone
 from trainers.learning.targets import Targets, prepare_targets
 from trainers.networks.student import Student
 from trainers.speech.corpora import Corpus
@@ -26,7 +28,7 @@ CPU = torch.device("cpu")
 WINDOW, STEPS = 4880, 8
 STUDENT = Architecture(front_end="mel", front_width=16, frame_stride=1, width=24, heads=(2,), ffn_dims=(32,), kept_layers=(1,))
 Trained = tuple[Student, list[Any]]
-Train = Callable[[Checkpoint | None, Any], Trained]
+Train = Callable[..., Trained]
 
 
 class Cut(Exception):
@@ -65,8 +67,8 @@ def distilled(targets: Targets) -> Train:
     def train(checkpoint: Checkpoint | None, progress: Any) -> Trained:
         student, recipe = built(targets, STUDENT), Recipe(batch=4)
         optimizer = distiller(student, recipe)
-        done = checkpoint.read(student, optimizer, CPU) if checkpoint else 0
-        options: Any = {"augment": Augmentation(), "seed": 1, "device": CPU, "done": done, "optimizer": optimizer}
+        done = checkpoint.read(student, optimizer, CPU) if checkpoint else None
+        options: Any = {"augment": Augmentation(), "seed": 1, "device": CPU, "done": done or 0, "optimizer": optimizer}
         losses = distill(student, targets, recipe, steps=STEPS, checkpoint=checkpoint, progress=progress, **options)
         return student, losses
 
@@ -74,10 +76,10 @@ def distilled(targets: Targets) -> Train:
 
 
 def tuned(targets: Targets, network: Network, *, is_taught: bool = False, **changed: Any) -> Train:
-    def train(checkpoint: Checkpoint | None, progress: Any) -> Trained:
+    def train(checkpoint: Checkpoint | None, progress: Any, share: Share = alone) -> Trained:
         student, recipe = built(targets, network), Recipe(batch=4, **changed)
         options: Any = {"window": WINDOW, "augment": Augmentation(), "seed": 1, "device": CPU, "targets": targets}
-        options |= {"is_taught": is_taught}
+        options |= {"is_taught": is_taught, "share": share}
         losses = finetune(student, targets.corpus, recipe, steps=STEPS, checkpoint=checkpoint, progress=progress, **options)
         return student, losses
 
@@ -118,6 +120,37 @@ def test_what_was_cut_goes_on_to_the_last_bit(training: str, targets: Targets, t
         torch.randn(7)
     parts, rest = train(kept(path, Course()), None)
     assert rest == at_once[5:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+
+
+def cut_at(number: int, made: list[int]) -> Share:
+    """Cut before so many batches are made; `made` counts them."""
+
+    def share(name: str, stream: Stream) -> Stream:
+        def of(step: int) -> Batch:
+            if len(made) == number:
+                raise Cut
+            made.append(step)
+            return stream(step)
+
+        return of
+
+    return share
+
+
+@pytest.mark.parametrize("at", [0, 5, 13, 16, 20, 32, 37, 45, 51], ids=lambda at: f"batch {at}")
+def test_heads_that_were_being_fitted_go_on_to_the_last_bit(at: int, targets: Targets, tmp_path: Path) -> None:
+    """Eight batches of each task are heard before the tuning, eight are tuned on, ten are heard after it. None is heard twice, but
+    for the first of a task, which tells how many there are in one, and those of an update that was cut."""
+    path, every = tmp_path / "checkpoint.safetensors", count(step=60)
+    train, made = tuned(targets, STUDENT, is_taught=True, head_steps=10), list[int]()
+    whole, _ = train(None, None)
+    with pytest.raises(Cut):
+        train(kept(path, lambda: next(every)), None, cut_at(at, made))
+    torch.randn(7)
+    parts, _ = train(kept(path, Course()), None, cut_at(1000, made))
+    assert 52 <= len(made) <= 52 + 3
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
 
