@@ -24,7 +24,7 @@ from search_spaces.architecture import (
 
 BYTES = 4  # of an fp32 number
 MEL_RADIX = 20  # the log-mel's Fourier transform of 400 samples is two products over 20 x 20
-MEL_HALF = MEL_RADIX // 2 + 1  # of its 20 columns, 11 are kept
+MEL_HALF = MEL_RADIX // 2 + 1  # of its 20 row bins, those that mirror no other
 MEL_KERNEL = 3  # of the two convolutions after the log-mel
 LANES = 16  # channels that onnxruntime's blocked convolutions compute at once, on AVX-512 and NEON alike
 
@@ -143,14 +143,14 @@ def _broadcast(width: int, frames: int) -> Iterator[_Conv]:
 
 
 def mel_alive(frames: int) -> int:
-    """Numbers alive at the log-mel's peak: for each frame a spectrum of 20 x 40 and three products of 20 x 20."""
-    return frames * 5 * RECEPTIVE_FIELD
+    """Numbers alive at the log-mel's peak: for each frame two times 20 x 22, a product and the next."""
+    return frames * 2 * MEL_RADIX * 2 * MEL_HALF
 
 
 def _mel_constants(bins: int) -> int:
-    """Numbers in the Hann window, the first product, its two twiddle matrices, the second product, and the mel bank."""
+    """Numbers in the first product, the second, and the mel bank."""
     n, half = MEL_RADIX, MEL_HALF
-    return RECEPTIVE_FIELD + n * 2 * n + 2 * n * n + 2 * n * 2 * half + n * half * bins
+    return n * 2 * half * n + 2 * n * 2 * n + n * half * bins
 
 
 def _steps(a: Architecture, g: Geometry, samples: int) -> int:
@@ -208,7 +208,7 @@ def _macs(a: Architecture, g: Geometry, keywords: int, samples: int, read: Heads
     n, half = MEL_RADIX, MEL_HALF
     inner, (of_words, of_voices) = sum(a.heads) * g.head_dim, head_inputs(a, read)
     return {
-        "mel": g.mel_frames(samples) * (n * n * 2 * n + n * 2 * n * 2 * half + n * half * bins) if bins else 0,
+        "mel": g.mel_frames(samples) * (n * 2 * half * n + 2 * n * 2 * n * half + n * half * bins) if bins else 0,
         **convs,  # the first one over one channel: a kind of its own for a processor
         "projection": s * a.front_width * a.frame_stride * w if _is_projected(a, g) else 0,
         "positions": _position_steps(a, g, s) * _position_kernel(a, g) * w * w // g.position_groups,
