@@ -222,7 +222,8 @@ def _to_int8(path: Path, student: Student, window: int, judge: Judge, manifest: 
         latency = {name: value for name, value in latency.items() if name not in of_fp32}
         latency |= {**{name: latency[name] * ratio[end] for name, end in scaled.items()}, "precision": "int8", "how": how}
     scores = {**manifest["scores"], **found["scores"]}
-    return {**found, "scores": scores, "precision": "int8", "latency": latency}
+    target = {**manifest["target"], "precision": "int8"}
+    return {**found, "scores": scores, "precision": "int8", "target": target, "latency": latency}
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> None:

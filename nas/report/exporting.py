@@ -22,7 +22,9 @@ from nas.report.page import PAGE_FILE, write_page
 from nas.report.publish import CLIPS_FILE, FULL_SCALE, MODEL_FILE
 from nas.study.budget import append_line
 from nas.study.folder import open_study
-from nas.tracking.registry import resolve_model
+from nas.study.progress import say
+from nas.tracking.outage import first_line
+from nas.tracking.registry import log_beside, resolve_model
 from search_spaces.kinds import text_of
 
 
@@ -76,12 +78,13 @@ def export_model(
             judge=judge,
             listening=functools.partial(listening, speech=speech) if speech else None,
         )
-    _note(content["provenance"], bundle)
+    _note(content["provenance"], bundle, tracking_uri)
     return bundle
 
 
-def _note(provenance: Mapping[str, Any], bundle: Bundle) -> None:
-    """What thresholds and integers showed, onto the page of the study that found the model, where that is in this folder."""
+def _note(provenance: Mapping[str, Any], bundle: Bundle, tracking_uri: str) -> None:
+    """What thresholds and integers showed, onto the page of the study that found the model, where that is in this folder, and onto
+    MLflow's copy of it."""
     with suppress(ValueError):
         study = open_study(provenance["study"], commands=("search", "tune"))
         front = study.read_json(FRONT_FILE) or {"members": []}
@@ -94,3 +97,7 @@ def _note(provenance: Mapping[str, Any], bundle: Bundle) -> None:
         add_exports(front, study)
         study.write_json(FRONT_FILE, front)
         write_page([front], study.folder / PAGE_FILE)
+        try:
+            log_beside(provenance["run_id"], study.folder / PAGE_FILE, tracking_uri)
+        except Exception as error:  # MLflow's and its transports' many kinds
+            say(f"MLflow keeps its {PAGE_FILE} as it was: {first_line(error)}")

@@ -4,8 +4,9 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -77,6 +78,8 @@ def connect(uri: str) -> "MlflowClient":
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        if (file := sqlite_file(uri)) and not file.exists():
+            _make_database(file)
         if scheme in DATABASES:
             _reach_database(uri, scheme)
         with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(PROBE_SECONDS)):
@@ -95,6 +98,24 @@ def scheme_of(uri: str) -> str:
             "MLflow's folders of files (file:, ./mlruns) are no longer supported by MLflow"
         )
     return scheme
+
+
+def _make_database(file: Path) -> None:
+    """MLflow makes one in many steps. Two at once, or one that is killed, would leave a file that nothing can use: it is made under
+    another name, and whoever is first gives it the right one."""
+    from mlflow import MlflowClient
+
+    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        _reach_database(f"sqlite:///{part}", "sqlite")
+        MlflowClient(tracking_uri=f"sqlite:///{part}", registry_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+        with suppress(FileExistsError):
+            os.link(part, file)
+    except OSError:  # of a file system without such links
+        if not file.exists():
+            part.rename(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _reach_database(uri: str, scheme: str) -> None:

@@ -47,6 +47,12 @@ def resolve_model(model: str, tracking_uri: str, *, folder: Path | None = None) 
     return ResolvedModel(run_id=str(logged.source_run_id), name=name or logged.name, version=version, folder=Path(files))
 
 
+def log_beside(run_id: str, file: Path, tracking_uri: str) -> None:
+    """Writes a file to the run of the search that a member's run belongs to, over the one of its name."""
+    client = connect(tracking_uri)
+    client.log_artifact(client.get_run(run_id).data.tags["mlflow.parentRunId"], str(file))
+
+
 def models_of(client: "MlflowClient", experiment_id: str, run_id: str) -> list["LoggedModel"]:
     """A run's models, the newest first."""
     newest = [{"field_name": "creation_time", "ascending": False}]

@@ -221,7 +221,9 @@ def test_mlflows_pages_serve_picking(mlflow_pages: str, front: Mapping[str, Any]
     runs = seen(browser, mlflow_pages, "Pick a model from the front", "test_keyword_error", "latency_ms", knee["name"])
     assert "Traces" not in runs.split("Runs")[0] and "teacher" not in runs.split("Run Name")[1]
     server, link = mlflow_pages.split("/#/")[0], browser.find_element(By.PARTIAL_LINK_TEXT, "Pick a model from the front")
-    seen(browser, link.get_attribute("href"), "front.html")
+    link = link.get_attribute("href")
+    seen(browser, mlflow_pages.split("/runs?")[0], "Run Name", knee["name"])  # as a click on the experiment has it
+    seen(browser, link, "front.html")
     frame = WebDriverWait(browser, 120).until(lambda page: page.find_element(By.CSS_SELECTOR, "iframe"))
     browser.switch_to.frame(frame)
     assert "members fit the limits" in browser.find_element(By.ID, "count").text
@@ -254,7 +256,13 @@ def test_an_exported_member_says_what_is_in_a_clip(searched: tuple[Path, str], f
     assert any(line.startswith("0.1 false alarms an hour of each keyword: unsupported") for line in exported["shown"])
     assert {*known_targets()} == {"host", *(other["target"] for other in manifest["elsewhere"])}
     assert "- raspberry-pi-4: " in (bundle / "README.md").read_text()
-    assert '["exported", "mine, fp32"]' in (folder / "studies/small/front.html").read_text()
+    from mlflow import MlflowClient
+
+    page = (folder / "studies/small/front.html").read_text()
+    assert '["exported", "mine, fp32"]' in page
+    client = MlflowClient(f"sqlite:///{folder}/srlnas.db")
+    parent = client.get_run(knee["run_id"]).data.tags["mlflow.parentRunId"]
+    assert Path(client.download_artifacts(parent, "front.html")).read_text() == page
     refused = srlnas(folder, "export", knee["run_id"], "--name", "other", "--negatives", "room.wav", check=False)
     assert refused.returncode == 2 and "there is no recording room.wav" in refused.stderr
     for words, reason in (

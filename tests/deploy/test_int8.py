@@ -117,7 +117,8 @@ def test_an_export_in_integers_says_what_they_cost(judge: Judge, tiny_whisper: T
     folder = exported(judge, tiny_whisper, tmp_path)
     bundle = verify_bundle(folder)
     entry, latency = bundle.manifest["int8"], bundle.manifest["latency"]
-    assert bundle.manifest["precision"] == latency["precision"] == "int8" and check_answers(bundle) == 0
+    assert bundle.manifest["precision"] == bundle.manifest["target"]["precision"] == latency["precision"] == "int8"
+    assert check_answers(bundle) == 0
     assert latency["milliseconds"] == pytest.approx(2.0 * entry["latency_ratio"]["value"])
     for split in ("val", "test"):
         change = entry[split]["accuracy_change"]
