@@ -206,6 +206,8 @@ def _elsewhere(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _licences(provenance: Mapping[str, Any]) -> Iterator[str]:
     if teacher := provenance.get("teacher"):
         yield f"- It was distilled from the teacher {teacher['name']}, whose licence is: {teacher.get('licence', 'not stated')}."
+    if began_with := provenance.get("began_with"):
+        yield f"- It began with the shared weights {began_with}. What those learned from is not known here: ask who made them."
     if (corpus := provenance.get("corpus")) and corpus["files"]:
         noise = provenance.get("noise", {})  # models that were logged before do not know it
         for name, licence in [*(corpus.get("licences") or dict.fromkeys(corpus["files"])).items(), *noise.items()]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.planning.plan import named_file
 from nas.report.description import model_description, study_description, version_tags
 from nas.report.files import write_report
 from nas.report.front import Member, build_front
@@ -145,6 +146,7 @@ def _fill_model_folder(context: Context, front: Mapping[str, Any], member: Membe
             "seed": context.study.config.seed,
             "srlnas": version("srlnas"),
             "machine": front["machine"],
+            **({"began_with": named.name} if (named := named_file(context.study.config.warm_start)) else {}),
             **({"tuned_from": front["tuned_from"]} if "tuned_from" in front else {}),
         },
     }

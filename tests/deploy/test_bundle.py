@@ -101,6 +101,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         latency={"milliseconds": 2.0, "low": 1.9, "high": 2.2, "how": "calibrated"},
         provenance={
             "teacher": {"name": "mini", "licence": "mit"},
+            "began_with": "theirs.safetensors",
             "corpus": {"files": ["a.parquet", "b.parquet"], "licences": {"a": "CC BY 4.0", "b": None}},
             "noise": {"street": "CC0"},
         },
@@ -120,6 +121,7 @@ def test_the_card_says_where_it_fails_and_what_it_may_be_used_for(student_folder
         "2.00 [1.90, 2.20] ms a window of 16080 samples, calibrated: host, 1 thread, fp32",
         "- board: 8.0 [4.0, 16.0] ms in fp32, 16 %.",
         "teacher mini, whose licence is: mit",
+        "began with the shared weights theirs.safetensors.",
         "learned in noise from street, whose licence is: CC0.",
         "learned from a, whose licence is: CC BY 4.0.",
         "learned from b, whose licence is not known: ask who recorded it.",

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from deploy.bundle import verify_bundle, write_bundle
+from deploy.export import OUTPUTS
 from deploy.judging import Judge
+from deploy.probe import LIMITS, difference, sound
 from deploy.target import load_target
 from search_spaces.architecture import Architecture
 from trainers.networks.student import Student, save_student
@@ -122,6 +124,17 @@ def test_it_answers_as_it_does_here(bundle: Path, arm: tuple[Path, Python]) -> N
     limit = INTEGERS if verify_bundle(bundle).manifest["precision"] == "int8" else EXACT
     for one, other in zip(json.loads(here.stdout), json.loads(there.stdout), strict=True):
         assert np.abs(np.subtract(one, other)).max() <= limit
+
+
+def test_it_says_there_what_it_said_when_it_was_exported(bundle: Path, arm: tuple[Path, Python]) -> None:
+    """As `srlnas verify` asks it."""
+    root, python = arm
+    manifest = verify_bundle(bundle).manifest
+    np.save(root / "sound.npy", sound(manifest["window"])[None])
+    there = python("-c", ASK, f"/exports/{bundle.name}", "/sound.npy")
+    assert there.returncode == 0, there.stderr.decode()
+    said = dict(zip(OUTPUTS, json.loads(there.stdout), strict=True))
+    assert difference(manifest["probe"], said) <= LIMITS[manifest["precision"]]
 
 
 def test_it_hears_the_same_events_there(bundle: Path, arm: tuple[Path, Python], tiny_corpus: Corpus) -> None:
