@@ -35,8 +35,7 @@ class Exploration:
         """tick: hears the resource-seconds that candidates have spent and may spend."""
         self.admission, self.context, self.plan, self.tick = admission, admission.context, admission.plan, tick
         self.records = Records(self.context.study, admission.account, tracking)
-        self.history = [revived(candidate) for candidate in self.context.study.candidates()]
-        self.interrupted = {c.number: c for c in self.history if c.state == "running"}
+        self.interrupted = {c.number: c for c in map(revived, self.context.study.candidates()) if c.state == "running"}
         self.deaths = Deaths()
         self.absence: ValueError | None = None  # of workers
 
@@ -96,7 +95,7 @@ class Exploration:
         return StudySearcher(
             space,
             hooks,
-            history=self.history,
+            history=[self.interrupted.get(candidate.number, candidate) for candidate in self.context.study.candidates()],
             seed=config.seed,
             limit=config.candidates,
             sampler=config.sampler,

@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.request
 import wave
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_students_ask_a_tutor_whose_test_split_is_not_read(searched: tuple[Path,
 def test_the_weak_are_stopped_and_only_who_finished_the_last_rung_can_be_on_a_front(searched: tuple[Path, str]) -> None:
     study = open_folder(searched[0] / "studies/small")
     history = list(study.history())
+    assert "candidates for what is left" in searched[1]  # none of which is one that was there
+    assert set(Counter((c.number, c.rung) for c in history if c.rung).values()) == {1}
     states = {candidate.number: candidate for candidate in study.candidates()}
     assert {candidate.state for candidate in states.values()} <= {"complete", "stopped", "refused"}
     assert sum(candidate.state == "stopped" for candidate in states.values()) >= 1
