@@ -115,7 +115,8 @@ def _make_database(file: Path) -> None:
         if not file.exists():
             part.rename(file)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _reach_database(uri: str, scheme: str) -> None:

@@ -91,11 +91,11 @@ class LogMel(nn.Module):
 
     def _energies_by_products(self, x_bn: Tensor) -> Tensor:
         n, frames = self.RADIX, (x_bn.shape[-1] - RECEPTIVE_FIELD) // MEL_HOP + 1
-        heard_bn = x_bn[:, : (frames - 1) * MEL_HOP + RECEPTIVE_FIELD]
-        rows = F.conv1d(heard_bn.reshape(len(heard_bn), -1, n).transpose(1, 2), self.rows, stride=MEL_HOP // n, groups=n)
-        spectrum = torch.matmul(self.columns, rows.reshape(len(rows), 2 * n, -1))  # (batch, part and column bin, row bin and frame)
-        square = spectrum.square()
-        power_bkt = (square[:, :n] + square[:, n:]).reshape(len(rows), -1, frames)
+        columns_bcr = torch.unflatten(x_bn[:, : (frames - 1) * MEL_HOP + RECEPTIVE_FIELD], -1, (-1, n)).transpose(1, 2)
+        rows = F.conv1d(columns_bcr, self.rows, stride=MEL_HOP // n, groups=n)  # (batch, column and part and row bin, frame)
+        spectrum = torch.matmul(self.columns, torch.unflatten(rows, 1, (2 * n, -1)).flatten(2))
+        square = spectrum.square()  # (batch, part and column bin, row bin and frame)
+        power_bkt = torch.unflatten(square[:, :n] + square[:, n:], -1, (-1, frames)).flatten(1, 2)
         return torch.matmul(self.bank, power_bkt).transpose(1, 2)
 
 
