@@ -9,6 +9,7 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from nas.report.page import page, write_page
 
@@ -89,7 +90,8 @@ def test_the_table_sorts_both_ways(browser: Chrome, front: dict[str, Any], tmp_p
     opened(browser, write_page([front], tmp_path / "front.html"))
     by_eer = sorted(front["members"] + front["references"], key=lambda model: model["scores"]["test_eer"])
     for order in (by_eer, by_eer[::-1]):
-        next(button for button in found(browser, "th button") if button.text.startswith("EER")).click()
+        heads = WebDriverWait(browser, 60).until(lambda page: [b for b in found(page, "th button") if b.text.startswith("EER")])
+        heads[0].click()
         assert names(browser) == [model["name"] for model in order]
 
 
