@@ -121,4 +121,4 @@ def test_two_studies_side_by_side_end_at_their_budgets(start: Start, on_known_ma
         assert "1 trainings at once" in text
         study = open_folder(on_known_machine / "studies" / name)
         shortest = min(candidate.seconds for candidate in study.candidates() if candidate.state == "complete")
-        assert 360 - max(3.6, 2 * shortest) <= study.ledger.spent <= 1.01 * 360  # what is left is too little for one more
+        assert 360 - max(3.6, shortest) <= study.ledger.spent <= 1.01 * 360  # what is left is too little for one more

@@ -20,7 +20,7 @@ from trainers.networks.student import Student
 
 WINDOW = 16_080
 KEYWORDS = ("yes", "no", "_unknown_")
-MEL_CONSTANTS = 28_000  # the Fourier matrices, the window and the filter bank
+MEL_CONSTANTS = 28_000  # the two products of the Fourier transform, and the filter bank
 
 
 def geometry(front_norm: str = "layer", norm_order: str = "post", normalize_input: bool = True) -> Geometry:

@@ -153,7 +153,7 @@ def finetune(
     student.train()
     if isinstance(student, Student):
         if is_taught and before:
-            if read is None or (not read and begun):  # in the middle of which it was cut
+            if read is None or (not read and begun):  # or cut in the middle of that
                 _fit_heads(student, streams, recipe, before, angular, tutoring, device, begun, partial(keep, 0))
                 keep(0)
             student.norm.eval()
